@@ -1,0 +1,1 @@
+"""From a kernel image to the first guest instruction: images, CPU state, ACPI."""

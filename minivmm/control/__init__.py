@@ -1,0 +1,1 @@
+"""The QMP-compatible control socket, its commands, its client."""

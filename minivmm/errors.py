@@ -1,0 +1,117 @@
+"""Every exception minivmm raises on purpose, and the one table of exit statuses.
+
+    MinivmmError
+    ├── UsageError            an option, size or property the user gave is not acceptable
+    ├── HostError             the host lacks something: /dev/kvm, a package, memory, permission
+    ├── ImageError            a kernel, initrd or module cannot be used
+    ├── GuestFailure          the guest ended badly: panic, triple fault, never started
+    ├── Timeout               our own --timeout fired
+    ├── Interrupted           Ctrl-C or SIGTERM ended the work
+    ├── NoSuchMachine         no running VM has that name
+    ├── WaitTimeout           `--wait` gave up
+    ├── Refused               a running VM refused a command (QMP error)
+    ├── GuestAddressError     a guest physical address does not name guest RAM
+    └── DeviceBroken          the driver violated the virtqueue format
+
+The last two are caused by the guest: they never leave the device floor as exceptions, but become
+an answer or DEVICE_NEEDS_RESET and a trace event.
+
+Messages are one line: what, value, why, remedy.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """Exit statuses of the `minivmm` command (shared/CONVENTIONS.md, "Exit codes").
+
+    Control verbs use 0..4; `boot` uses the guest command's own status and 124 and above.
+    """
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_RUNNING = 3
+    WAIT_TIMEOUT = 4
+    TIMEOUT = 124
+    MINIVMM_FAILED = 125
+    INTERRUPTED = 130
+    GUEST_DIED = 134
+
+
+class MinivmmError(Exception):
+    """Base of everything we raise on purpose; `str()` is the one line shown to the user."""
+
+    control_status: ExitStatus = ExitStatus.FAILED
+    """Exit status when a control verb ends with this error."""
+
+    boot_status: ExitStatus = ExitStatus.MINIVMM_FAILED
+    """Exit status when `boot` or `lab` ends with this error."""
+
+
+class UsageError(MinivmmError):
+    """An option, size or property that the user gave is not acceptable."""
+
+    control_status = ExitStatus.USAGE
+
+
+class HostError(MinivmmError):
+    """The host lacks something that is needed; the message names the cure."""
+
+
+class ImageError(MinivmmError):
+    """A kernel, initrd or module file cannot be used."""
+
+
+class GuestFailure(MinivmmError):
+    """The guest ended badly: panic, triple fault, or it never became ready."""
+
+    boot_status = ExitStatus.GUEST_DIED
+
+
+class Timeout(MinivmmError):
+    """`--timeout` fired before the work was done."""
+
+    boot_status = ExitStatus.TIMEOUT
+
+
+class Interrupted(MinivmmError):
+    """Ctrl-C or SIGTERM ended the work."""
+
+    control_status = ExitStatus.INTERRUPTED
+    boot_status = ExitStatus.INTERRUPTED
+
+
+class NoSuchMachine(MinivmmError):
+    """No running VM has that name."""
+
+    control_status = ExitStatus.NOT_RUNNING
+
+
+class WaitTimeout(MinivmmError):
+    """`--wait` gave up before the guest reached the requested size."""
+
+    control_status = ExitStatus.WAIT_TIMEOUT
+
+
+class Refused(MinivmmError):
+    """A running VM refused a command; `error_class` is QMP's error class."""
+
+    def __init__(self, message: str, error_class: str = "GenericError") -> None:
+        super().__init__(message)
+        self.error_class = error_class
+
+
+class GuestAddressError(MinivmmError):
+    """[`gpa`, `gpa` + `length`) (bytes) is not entirely accessible guest RAM."""
+
+    def __init__(self, gpa: int, length: int, why: str) -> None:
+        super().__init__(f"guest address {gpa:#x}+{length:#x}: {why}")
+        self.gpa = gpa
+        self.length = length
+
+
+class DeviceBroken(MinivmmError):
+    """The driver violated the virtqueue format; the device needs a reset (GEN-D-2)."""

@@ -1,0 +1,174 @@
+"""Where running VMs and cached files live on the host (shared/CONVENTIONS.md, "Sockets and files").
+
+A running VM owns one directory NAME under the runtime directory, holding qmp.sock, exec.sock,
+pid and spec.json. This module knows paths and liveness; it does not speak on the sockets.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from minivmm.errors import HostError, NoSuchMachine, UsageError
+
+SOCKET_PATH_MAX = 107
+"""Longest AF_UNIX path in bytes (sun_path is 108 with its terminator; unix(7))."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def runtime_root() -> Path:
+    """Directory that holds one directory per running VM; created with mode 0700."""
+    override = os.environ.get("MINIVMM_RUNTIME_DIR")
+    if override:
+        root = Path(override)
+    elif os.environ.get("XDG_RUNTIME_DIR"):
+        root = Path(os.environ["XDG_RUNTIME_DIR"]) / "minivmm"
+    else:
+        root = Path(f"/tmp/minivmm-{os.getuid()}")
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if root.stat().st_uid != os.getuid():
+        raise HostError(
+            f"runtime directory {root} belongs to another user: set MINIVMM_RUNTIME_DIR to your own"
+        )
+    return root
+
+
+def cache_root() -> Path:
+    """Directory for kernels and initramfs images; created when missing."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    root = (Path(base) if base else Path.home() / ".cache") / "minivmm"
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+@dataclass(frozen=True)
+class MachineDir:
+    """The runtime directory of one VM: paths only, whether or not it runs."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The VM's name."""
+        return self.path.name
+
+    @property
+    def qmp_socket(self) -> Path:
+        """QMP control socket."""
+        return self.path / "qmp.sock"
+
+    @property
+    def exec_socket(self) -> Path:
+        """Socket for `minivmm exec` (minivmm.frames on the wire)."""
+        return self.path / "exec.sock"
+
+    @property
+    def pid_file(self) -> Path:
+        """File with the decimal pid of the `minivmm boot` process."""
+        return self.path / "pid"
+
+    @property
+    def spec_file(self) -> Path:
+        """JSON of the machine's spec, as `--config` takes it."""
+        return self.path / "spec.json"
+
+    def alive(self) -> bool:
+        """True if something answers on the control socket."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(2.0)
+            try:
+                probe.connect(str(self.qmp_socket))
+            except OSError:
+                return False
+            return True
+
+    def remove(self) -> None:
+        """Delete the directory and all in it; a missing one is fine."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def machine_dir(name: str) -> MachineDir:
+    """The directory of VM `name`. Raises UsageError for names that make bad paths."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"VM name {name!r} is not usable: letters, digits, '.', '_' and '-', at most 64,"
+            " starting with a letter or digit"
+        )
+    found = MachineDir(runtime_root() / name)
+    length = len(os.fsencode(found.exec_socket))
+    if length > SOCKET_PATH_MAX:
+        raise HostError(
+            f"socket path {found.exec_socket} has {length} bytes, the system's limit is"
+            f" {SOCKET_PATH_MAX}: use a shorter name or set MINIVMM_RUNTIME_DIR"
+        )
+    return found
+
+
+def claim(name: str) -> MachineDir:
+    """Create the directory for a VM about to start, replacing a stale one.
+
+    Raises UsageError if a VM of that name runs already.
+    """
+    found = machine_dir(name)
+    try:
+        found.path.mkdir(mode=0o700)
+    except FileExistsError:
+        if found.alive() or _pid_runs(found):
+            raise UsageError(
+                f"a VM named {name!r} is running already: choose another with -n, or"
+                f" `minivmm stop {name}`"
+            ) from None
+        found.remove()
+        found.path.mkdir(mode=0o700)
+    found.pid_file.write_text(f"{os.getpid()}\n")
+    return found
+
+
+def free_name() -> str:
+    """The first of vm1, vm2, ... that no VM uses."""
+    taken = {entry.name for entry in running()}
+    return next(name for n in range(1, 100_000) if (name := f"vm{n}") not in taken)
+
+
+def running() -> list[MachineDir]:
+    """All live VMs by name; directories that nothing answers for are removed on the way."""
+    found: list[MachineDir] = []
+    for path in sorted(runtime_root().iterdir()):
+        entry = MachineDir(path)
+        if not path.is_dir() or not _NAME.fullmatch(path.name):
+            continue
+        if entry.alive() or _pid_runs(entry):
+            found.append(entry)
+        else:
+            entry.remove()
+    return found
+
+
+def find(name: str | None) -> MachineDir:
+    """The live VM called `name`, or the only one when `name` is None. Raises NoSuchMachine."""
+    if name is not None:
+        entry = machine_dir(name)
+        if not entry.alive():
+            if not _pid_runs(entry):
+                entry.remove()
+            raise NoSuchMachine(f"no VM named {name!r} is running (see `minivmm list`)")
+        return entry
+    entries = running()
+    if len(entries) != 1:
+        names = ", ".join(entry.name for entry in entries) or "none"
+        raise NoSuchMachine(f"{len(entries)} VMs run ({names}): name the one you mean")
+    return entries[0]
+
+
+def _pid_runs(entry: MachineDir) -> bool:
+    """True if the process that claimed the directory still exists (it may be starting)."""
+    try:
+        os.kill(int(entry.pid_file.read_text()), 0)
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Virtio without any device: virtqueues, the status machine, the PCI transport."""

@@ -1,0 +1,94 @@
+"""The contract between a virtio device model and its transport.
+
+A device knows guest memory, its queues and "signal"; not PCI, KVM, sockets, threads or the loop.
+
+    attach -> [driver negotiates: accept_features] -> handle_queue ... -> reset -> ...
+
+All methods run with the machine's lock held.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from minivmm.memory.guest import GuestMemory
+from minivmm.virtio.queue.queue import VirtQueue
+
+
+@dataclass(frozen=True)
+class DeviceTraits:
+    """What the transport must know of a device model; data, not methods."""
+
+    device_id: int
+    """Virtio device id (virtio-spec 5): 24 is virtio-mem."""
+    name: str
+    """Short name for traces: "virtio-mem"."""
+    queue_sizes: tuple[int, ...]
+    """Largest size of every queue, in descriptors; powers of two."""
+    config_size: int
+    """Bytes of device configuration space; 0 if there is none."""
+    pci_class: int = 0x00FF00
+    """24-bit PCI class code."""
+
+
+class Signals(Protocol):
+    """What a device may tell the outside world."""
+
+    def queue(self, index: int) -> None:
+        """Used buffers of queue `index` want attention: raise its interrupt."""
+
+    def config(self, *, notify: bool = True) -> None:
+        """Configuration space changed. With `notify`, raise a configuration interrupt as well."""
+
+    def trace(self, name: str, **fields: object) -> None:
+        """Emit a trace event with this device as its source."""
+
+
+class VirtioDevice(ABC):
+    """Base of every device model; see devices/virtio_mem for the flagship."""
+
+    traits: ClassVar[DeviceTraits]
+
+    def __init__(self, identifier: str) -> None:
+        self.identifier = identifier
+        """The user's name for this device ("vmem0"), unique in a machine."""
+
+    def attach(self, memory: GuestMemory, signals: Signals) -> None:
+        """Called once, before the guest runs. Overriders call it and may keep more."""
+        self.memory = memory
+        self.signals = signals
+
+    @abstractmethod
+    def offered_features(self) -> int:
+        """Device-type specific feature bits offered (bits 0..23 and 50..127)."""
+
+    def accept_features(self, features: int) -> bool:
+        """The driver chose `features` (all bits). False leaves FEATURES_OK clear (GEN-D-3)."""
+        self.features = features
+        return True
+
+    def config_space(self) -> bytes:
+        """Current configuration space, exactly traits.config_size bytes."""
+        return b""
+
+    def write_config(self, offset: int, data: bytes) -> None:  # noqa: B027 - most ignore writes
+        """The driver wrote `data` at `offset` of the configuration space."""
+
+    def start(self, queues: tuple[VirtQueue | None, ...]) -> None:  # noqa: B027
+        """DRIVER_OK was set. `queues` has None for queues that the driver did not enable."""
+
+    @abstractmethod
+    def handle_queue(self, index: int, queue: VirtQueue) -> None:
+        """The driver kicked queue `index`, which is live."""
+
+    def reset(self) -> None:  # noqa: B027
+        """Device reset: forget the driver. Never changes virtio-mem block state (MEM-D-13)."""
+
+    def system_reset(self) -> None:  # noqa: B027
+        """The whole machine resets; called after `reset`."""
+
+    def inspect(self) -> dict[str, object]:
+        """Plain data about the device's state, for people."""
+        return {"id": self.identifier, "type": self.traits.name}

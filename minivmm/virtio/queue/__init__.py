@@ -1,0 +1,1 @@
+"""Virtqueues: descriptor chains and the rings that carry them."""

@@ -1,0 +1,43 @@
+"""The face that every virtqueue format shows to device models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+
+class Chain(Protocol):
+    """One descriptor chain: a readable part and then a writable part, of any framing (SPL-D-1)."""
+
+    readable: int
+    """Bytes in the device-readable part."""
+    writable: int
+    """Bytes in the device-writable part."""
+
+    def read(self, limit: int | None = None) -> bytes:
+        """A copy of the first `limit` readable bytes (all by default), taken now."""
+
+    def write(self, data: bytes) -> None:
+        """Store `data` at the start of the writable part. Raises ValueError if it does not fit."""
+
+
+class VirtQueue(Protocol):
+    """A live queue. Malformed rings raise DeviceBroken, which the transport turns into NEEDS_RESET."""
+
+    index: int
+    size: int
+
+    def pop(self) -> Chain | None:
+        """The next available chain, or None. Popped chains must be completed."""
+
+    def chains(self) -> Iterator[Chain]:
+        """Available chains, popped one by one; at most `size` of them per call (bounded work).
+
+        When it stops at that bound, the transport kicks the device again later.
+        """
+
+    def complete(self, chain: Chain, written: int = 0) -> None:
+        """Hand `chain` back with `written` bytes stored (used.len); not yet visible to the driver."""
+
+    def publish(self) -> bool:
+        """Make completed chains visible; True if the driver wants an interrupt for them."""
