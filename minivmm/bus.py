@@ -18,7 +18,6 @@ class Action(Enum):
 
     RESET = "reset"
     POWER_OFF = "power off"
-    PANIC = "guest panicked"
 
 
 class BusDevice(Protocol):

@@ -50,8 +50,5 @@ SLEEP_TYPE_S5 = 5
 GED_GSI = 9
 """Interrupt of the generic event device (power button)."""
 
-PANIC_PORT = 0x505
-"""pvpanic ISA device: the guest writes its events here (Linux drivers/misc/pvpanic)."""
-
 FIRST_MSI_GSI = 24
 """GSIs 0-23 are IOAPIC pins; MSI routes start here."""
