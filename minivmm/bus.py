@@ -14,7 +14,7 @@ from typing import Protocol
 
 
 class Action(Enum):
-    """What a register write asks of the machine once the lock is released (shared/DESIGN.md, 1.5)."""
+    """What a register write asks of the machine, once the lock is released (DESIGN.md 1.5)."""
 
     RESET = "reset"
     POWER_OFF = "power off"

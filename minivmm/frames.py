@@ -28,6 +28,7 @@ class Kind(IntEnum):
     EXIT = 8  # JSON {"status": 0..255}; the last frame of a channel
     FAILED = 9  # JSON {"error": one line}; the last frame of a channel
     CLOSE = 10  # empty; this direction of a connected stream ended
+    WINDOW = 11  # JSON {"bytes": n}: the peer may send n more bytes of STDIN than granted so far
 
 
 @dataclass(frozen=True, slots=True)

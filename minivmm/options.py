@@ -55,7 +55,9 @@ def switch_option(help: str, *, default: Any = dataclasses.MISSING) -> Any:
     return _option(OptionInfo("on|off", help, _parse_switch, _show_switch), default)
 
 
-def choice_option(help: str, choices: tuple[str, ...], *, default: Any = dataclasses.MISSING) -> Any:
+def choice_option(
+    help: str, choices: tuple[str, ...], *, default: Any = dataclasses.MISSING
+) -> Any:
     """One of `choices`."""
 
     def parse(value: object) -> object:

@@ -56,9 +56,7 @@ class RegisterFile:
         self._readers[offset + 4, 4] = lambda: read() >> 32
         if write:
             self._writers[offset, 4] = lambda value: write(read() >> 32 << 32 | value)
-            self._writers[offset + 4, 4] = lambda value: write(
-                value << 32 | (read() & 0xFFFFFFFF)
-            )
+            self._writers[offset + 4, 4] = lambda value: write(value << 32 | (read() & 0xFFFFFFFF))
 
     def read(self, offset: int, size: int) -> int:
         """Value of the register of `size` bytes at `offset`, or 0."""

@@ -1,4 +1,4 @@
-"""Sizes as people write them, and alignment arithmetic. Inside minivmm a size is an int of bytes."""
+"""Sizes as people write them, and alignment. Inside minivmm a size is an int of bytes."""
 
 from __future__ import annotations
 

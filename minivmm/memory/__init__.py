@@ -1,1 +1,1 @@
-"""Guest memory: host mappings, the guest physical address space, and where everything lies in it."""
+"""Guest memory: host mappings, the guest physical address space, and where everything lies."""

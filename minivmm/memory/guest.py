@@ -90,7 +90,7 @@ class GuestMemory:
         return b"".join(bytes(self.view(at, size)) for at, size in self._pieces(gpa, length))
 
     def write(self, gpa: int, data: bytes) -> None:
-        """Store `data` at `gpa`; may cross regions. Raises GuestAddressError, then nothing is written."""
+        """Store `data` at `gpa`; may cross regions. Raises GuestAddressError and writes nothing."""
         views = [self.view(at, size) for at, size in self._pieces(gpa, len(data))]
         done = 0
         for view in views:

@@ -1,4 +1,4 @@
-"""The memory system calls by cffi (ABI mode: no compiler needed), with errno turned into OSError."""
+"""The memory system calls by cffi (ABI mode: no compiler needed); errno becomes an OSError."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def madvise(hva: int, length: int, advice: int) -> None:
 
 
 def mincore(hva: int, length: int) -> bytes:
-    """One byte for each page of [hva, hva + length): bit 0 set if it is resident. Raises OSError."""
+    """One byte a page of [hva, hva + length): bit 0 set if it is resident. Raises OSError."""
     vector = ffi.new("unsigned char[]", -(-length // os.sysconf("SC_PAGE_SIZE")))
     if _libc.mincore(ffi.cast("void *", hva), length, vector):
         raise _error("mincore")

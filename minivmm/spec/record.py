@@ -114,7 +114,7 @@ R = TypeVar("R", bound=Record)
 
 @dataclass_transform(kw_only_default=False, frozen_default=True, field_specifiers=(_field,))
 def record(cls: type[R]) -> type[R]:
-    """Class decorator: frozen dataclass plus SIZE, OFFSETS and STRUCT from its field declarations."""
+    """Class decorator: frozen dataclass plus SIZE, OFFSETS and STRUCT from its fields."""
     made = dataclasses.dataclass(frozen=True)(cls)
     subcons: list[Any] = []
     offsets: dict[str, int] = {}

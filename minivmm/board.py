@@ -1,0 +1,144 @@
+"""What the guest finds on its board: RAM, buses, PCI, devices. No CPUs, no KVM, no lifecycle.
+
+Wiring happens here and nowhere else; which KVM objects stand behind `interrupts` and `doorbells`
+is the machine's business, so tests build boards without /dev/kvm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from minivmm.boot.acpi import MemoryAffinity, Platform, write_tables
+from minivmm.boot.image import load_kernel
+from minivmm.bus import Bus, Doorbells
+from minivmm.devices.power import KeyboardPort, PowerPorts
+from minivmm.devices.serial import Serial
+from minivmm.devices.virtio_console.device import VirtioConsole
+from minivmm.devices.virtio_mem.device import VirtioMem
+from minivmm.devices.virtio_mem.spec import VirtioMemSpec
+from minivmm.guest_image import GuestImage
+from minivmm.irq import InterruptController
+from minivmm.machine_spec import MachineSpec
+from minivmm.memory.guest import GuestMemory
+from minivmm.memory.layout import AddressMap, RegionRequest, plan
+from minivmm.memory.region import Region
+from minivmm.pci.host import PciHost
+from minivmm.spec import platform
+from minivmm.spec.x86 import CpuState
+from minivmm.trace import Trace
+from minivmm.virtio.device import VirtioDevice
+from minivmm.virtio.pci import VirtioPciFunction
+
+Defer = Callable[[Callable[[], None]], None]
+
+
+def plan_board(spec: MachineSpec, phys_bits: int) -> AddressMap:
+    """Where everything of `spec` lies, with `phys_bits` address bits. Raises UsageError."""
+    requests = [
+        RegionRequest(id=d.id, size=d.size, alignment=d.block_size, address=d.memaddr)
+        for d in spec.devices
+    ]
+    return plan(spec.memory, requests, phys_bits)
+
+
+class Board:
+    """RAM, buses and devices of one machine. Use with the machine's lock held."""
+
+    def __init__(
+        self,
+        spec: MachineSpec,
+        address_map: AddressMap,
+        *,
+        interrupts: InterruptController,
+        doorbells: Doorbells,
+        defer: Defer,
+        trace: Trace,
+        console: Callable[[bytes], None],
+    ) -> None:
+        self.address_map = address_map
+        self._cpus = spec.cpus
+        self._specs = spec.devices
+        self.memory = GuestMemory()
+        for name, window in zip(("low RAM", "high RAM"), address_map.ram, strict=False):
+            self.memory.add(window.base, Region(window.size), name=name)
+
+        self.mmio = Bus("mmio")
+        self.pio = Bus("pio")
+        self.serial = Serial(interrupts.line(platform.SERIAL_GSI), console)
+        self.pio.add(platform.SERIAL_PORT, 8, self.serial, name="serial")
+        self.power = PowerPorts(interrupts.line(platform.GED_GSI))
+        self.pio.add(platform.POWER_PORT, 4, self.power, name="power")
+        self.pio.add(platform.KEYBOARD_PORT, 1, KeyboardPort(), name="keyboard")
+
+        self.pci = PciHost(self.mmio, self.pio, address_map)
+        self.functions: list[VirtioPciFunction] = []
+        self.console = VirtioConsole("console0")
+        self.memory_devices = {d.id: self._memory_device(d) for d in spec.devices}
+        devices: list[VirtioDevice] = [self.console, *self.memory_devices.values()]
+        for device in devices:
+            function = VirtioPciFunction(
+                device,
+                interrupts=interrupts,
+                doorbells=doorbells,
+                memory=self.memory,
+                trace=trace,
+                defer=defer,
+            )
+            self.functions.append(function)
+            self.pci.add(function)
+        self.pci.assign_bars()
+
+    @property
+    def boot_memory(self) -> int:
+        """Bytes of RAM that the guest boots with."""
+        return sum(window.size for window in self.address_map.ram)
+
+    def load(self, image: GuestImage) -> CpuState:
+        """Write kernel, initrd, ACPI tables; returns the boot CPU's state. Raises ImageError."""
+        hotplug = tuple(
+            MemoryAffinity(window.base, window.size, self._node(identifier))
+            for identifier, window in self.address_map.regions.items()
+        )
+        tables = Platform(address_map=self.address_map, cpus=self._cpus, hotplug=hotplug)
+        return load_kernel(
+            self.memory,
+            self.address_map,
+            kernel=image.kernel,
+            name=image.name,
+            cmdline=image.cmdline,
+            initrd=image.initrd,
+            rsdp=write_tables(self.memory, tables),
+        )
+
+    def system_reset(self) -> None:
+        """Everything as at power-on: devices reset, all blocks unplugged, RAM empty."""
+        for function in self.functions:
+            function.system_reset()
+        self.pci.reset()
+        self.pci.assign_bars()
+        self.serial.reset()
+        self.power.reset()
+        for slot in self.memory.slots:
+            if slot.guard is None:
+                slot.region.discard(0, slot.region.size)
+
+    def inspect(self) -> dict[str, object]:
+        """The live tree of the board, as plain data."""
+        return {
+            "memory": self.memory.inspect(),
+            "mmio": self.mmio.inspect(),
+            "pio": self.pio.inspect(),
+            "pci": self.pci.inspect(),
+            "serial": self.serial.inspect(),
+            "devices": {f.device.identifier: f.inspect() for f in self.functions},
+        }
+
+    def close(self) -> None:
+        """Give the guest's memory back to the host."""
+        self.memory.close()
+
+    def _memory_device(self, spec: VirtioMemSpec) -> VirtioMem:
+        return VirtioMem(spec, self.address_map.regions[spec.id], Region(spec.size))
+
+    def _node(self, identifier: str) -> int:
+        return next(spec.node for spec in self._specs if spec.id == identifier)

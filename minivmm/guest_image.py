@@ -1,0 +1,54 @@
+"""What is loaded into the guest at every (re)start, resolved from the spec to bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from minivmm.errors import ImageError
+from minivmm.guest.build import build_initramfs
+from minivmm.guest.kernels import find, newest
+from minivmm.machine_spec import MachineSpec
+
+DEFAULT_OPTIONS = ("console=ttyS0", "quiet", "panic=-1", "8250.nr_uarts=1")
+"""Quiet because every character on a serial port is an exit; panic=-1 so that a panic ends."""
+
+
+@dataclass(frozen=True)
+class GuestImage:
+    """Kernel and initrd as bytes, the kernel's file name for messages, the command line."""
+
+    kernel: bytes
+    name: str
+    cmdline: str
+    initrd: bytes | None
+
+
+def resolve(spec: MachineSpec, *, shell: bool) -> GuestImage:
+    """Find and read what `spec` names; None means the newest fetched kernel and our initramfs.
+
+    `shell` asks our init for a shell on the console. Raises ImageError, HostError.
+    """
+    kernel = newest() if spec.kernel is None else find(spec.kernel)
+    modules = Path(spec.modules) if spec.modules is not None else kernel.modules
+    if modules is not None and not modules.is_dir():
+        raise ImageError(f"modules directory {modules} does not exist: give --modules DIR")
+    if spec.initrd is None:
+        initrd = build_initramfs(kernel.release, modules)
+    else:
+        initrd = _read(Path(spec.initrd), "initrd")
+    words = [*DEFAULT_OPTIONS, f"memhp_default_state={spec.online}"]
+    words += ["minivmm.shell"] if shell else []
+    return GuestImage(
+        kernel=_read(kernel.image, "kernel"),
+        name=str(kernel.image),
+        cmdline=" ".join([*words, *spec.append]),
+        initrd=initrd,
+    )
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot read {what} {path}: {error.strerror}") from None

@@ -1,0 +1,241 @@
+"""A machine: a board, a hypervisor and vCPUs wired together, and its life from start to end.
+
+    prelaunch -> running <-> paused -> shutdown | guest-panicked | internal-error
+
+State names are QEMU's RunState. Methods run with the loop's lock held unless they say otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from minivmm.board import Board, plan_board
+from minivmm.boot.cpuid import guest_cpuid, host_phys_bits
+from minivmm.bus import Action
+from minivmm.console_watch import ConsoleWatch
+from minivmm.doorbells import KvmDoorbells
+from minivmm.guest_image import GuestImage
+from minivmm.hypervisor import HypervisorSystem, HypervisorVm
+from minivmm.interrupts import KvmInterrupts
+from minivmm.loop import EventLoop
+from minivmm.machine_spec import MachineSpec
+from minivmm.memory.guest import Slot
+from minivmm.stats import Stats
+from minivmm.trace import Trace
+from minivmm.vcpu import ExitServer, VcpuGroup
+
+EventListener = Callable[[str, dict[str, object]], None]
+"""Called with a QMP event's name and data, lock held."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a machine ended: a RunState name and one line that says why."""
+
+    state: str
+    reason: str
+
+    @property
+    def died(self) -> bool:
+        """True if the guest (or KVM under it) failed, false for an orderly end."""
+        return self.state != "shutdown"
+
+
+class MemslotListener:
+    """Turns every region of guest memory into a KVM memslot."""
+
+    def __init__(self, vm: HypervisorVm) -> None:
+        self._vm = vm
+        self._next = 0
+
+    def on_map(self, slot: Slot) -> None:
+        """Give KVM the region, in a slot of its own."""
+        self._vm.set_memory_region(self._next, slot.gpa, slot.region.size, slot.region.hva)
+        self._next += 1
+
+
+class Machine:
+    """One virtual machine. Build it, start it, and be told by `on_end` when it is over."""
+
+    def __init__(
+        self,
+        spec: MachineSpec,
+        image: GuestImage,
+        system: HypervisorSystem,
+        loop: EventLoop,
+        *,
+        console: Callable[[bytes], None],
+    ) -> None:
+        self.spec = spec
+        self.name = spec.name or "vm"
+        self.state = "prelaunch"
+        self.loop = loop
+        self.trace = Trace()
+        self.stats = Stats()
+        self.outcome: Outcome | None = None
+        self.on_event: list[EventListener] = []
+        self.on_end: list[Callable[[Outcome], None]] = []
+        self._image = image
+        self._console = console
+        self._watch = ConsoleWatch(self._on_panic, lambda: self.stats.mark("init"))
+
+        cpuid = system.supported_cpuid()
+        phys_bits = host_phys_bits(cpuid)
+        address_map = plan_board(spec, phys_bits)
+        self._vm = system.create_vm()
+        self._interrupts = KvmInterrupts(self._vm)
+        self.board = Board(
+            spec,
+            address_map,
+            interrupts=self._interrupts,
+            doorbells=KvmDoorbells(self._vm, loop),
+            defer=loop.call_soon,
+            trace=self.trace,
+            console=self._on_console,
+        )
+        self.board.memory.subscribe(MemslotListener(self._vm))
+        for device in self.board.memory_devices.values():
+            device.on_size_change = self._size_reporter(device.identifier)
+        state = self.board.load(image)
+        self._vcpus = [self._vm.create_vcpu(index) for index in range(spec.cpus)]
+        for vcpu in self._vcpus:
+            entries = guest_cpuid(cpuid, index=vcpu.index, count=spec.cpus, phys_bits=phys_bits)
+            vcpu.initialise(entries, state if vcpu.index == 0 else None)
+        self._group = VcpuGroup(
+            self._vcpus,
+            ExitServer(self.board.mmio, self.board.pio, self.stats),
+            loop.lock,
+            self.stats,
+            on_action=self._on_action,
+            on_failure=lambda why: self._end("internal-error", why),
+        )
+
+    @property
+    def memory_devices(self) -> dict[str, object]:
+        """virtio-mem devices by id."""
+        return dict(self.board.memory_devices)
+
+    @property
+    def boot_memory(self) -> int:
+        """Bytes of RAM that the guest boots with."""
+        return self.board.boot_memory
+
+    def start(self) -> Self:
+        """Run the guest."""
+        self.state = "running"
+        self._group.start()
+        return self
+
+    def pause(self) -> None:
+        """Stop all vCPUs (QMP stop); they park as soon as they finished what they are at."""
+        if self.state == "running":
+            self.state = "paused"
+            self._group.park(lambda: None)
+            self._emit("STOP")
+
+    def resume(self) -> None:
+        """Run on after `pause` (QMP cont)."""
+        if self.state == "paused":
+            self.state = "running"
+            self._emit("RESUME")
+            self._group.resume()
+
+    def request_powerdown(self) -> None:
+        """Press the power button (QMP system_powerdown)."""
+        self.board.power.press()
+        self._emit("POWERDOWN")
+
+    def request_reset(self, *, guest: bool = False) -> None:
+        """Reset the whole machine (QMP system_reset; or the guest asked)."""
+        if self.outcome is None:
+            self._group.park(lambda: self.loop.call_soon(lambda: self._system_reset(guest)))
+
+    def request_quit(self) -> None:
+        """End the machine at once (QMP quit)."""
+        self._end("shutdown", "host asked to quit")
+
+    def inspect(self) -> dict[str, object]:
+        """The live tree: state, CPUs, board, recent events."""
+        return {
+            "name": self.name,
+            "state": self.state,
+            "vcpus": self._group.inspect(),
+            "board": self.board.inspect(),
+            "events": [str(event) for event in self.trace.recent()],
+        }
+
+    def close(self) -> None:
+        """End the threads and release all of KVM and memory. Call without the lock."""
+        self._group.stop()
+        self._vm.close()
+        self._interrupts.close()
+        self.board.close()
+
+    def _on_console(self, data: bytes) -> None:
+        self._watch.feed(data)
+        self._console(data)
+
+    def _on_action(self, action: Action) -> None:
+        self.trace.emit("machine", "action", action=action.value)
+        if action is Action.POWER_OFF:
+            self._end("shutdown", "guest powered off")
+        elif self._watch.panic is not None:
+            self._end("guest-panicked", f"guest panicked: {self._watch.panic}")
+        else:
+            self.request_reset(guest=True)
+
+    def _on_panic(self) -> None:
+        """A panic began on the console; its report goes on until the guest resets (panic=-1)."""
+        self.trace.emit("machine", "panic", reason=self._watch.panic)
+        self._emit("GUEST_PANICKED", {"action": "poweroff"})
+
+    def _system_reset(self, guest: bool) -> None:
+        """All vCPUs are parked: everything as at power-on, then run (requested sizes stay)."""
+        if self.outcome is not None:
+            return
+        self._watch.reset()
+        self.board.system_reset()
+        self._vm.reset_irqchips()
+        state = self.board.load(self._image)
+        for vcpu in self._vcpus:
+            vcpu.reset(state if vcpu.index == 0 else None)
+        reason = "guest-reset" if guest else "host-qmp-system-reset"
+        self._emit("RESET", {"guest": guest, "reason": reason})
+        self.trace.emit("machine", "reset", guest=guest)
+        if self.state == "running":
+            self._group.resume()
+
+    def _end(self, state: str, reason: str) -> None:
+        if self.outcome is not None:
+            return
+        self.outcome = Outcome(state, reason)
+        self.state = state
+        self.trace.emit("machine", "end", state=state, reason=reason)
+        self._group.park(lambda: None)
+        self._emit("SHUTDOWN", {"guest": reason.startswith("guest"), "reason": _cause(reason)})
+        for listener in self.on_end:
+            listener(self.outcome)
+
+    def _size_reporter(self, identifier: str) -> Callable[[int], None]:
+        path = f"/machine/peripheral/{identifier}"
+
+        def report(size: int) -> None:
+            data: dict[str, object] = {"id": identifier, "size": size, "qom-path": path}
+            self._emit("MEMORY_DEVICE_SIZE_CHANGE", data)
+
+        return report
+
+    def _emit(self, event: str, data: dict[str, object] | None = None) -> None:
+        for listener in self.on_event:
+            listener(event, data or {})
+
+
+def _cause(reason: str) -> str:
+    """QMP's ShutdownCause for our reason."""
+    if reason == "guest powered off":
+        return "guest-shutdown"
+    if reason == "host asked to quit":
+        return "host-qmp-quit"
+    return "guest-panic" if reason.startswith("guest panicked") else "host-error"

@@ -1,0 +1,114 @@
+"""What a machine is made of: one declaration behind the command line, `--config` and `--dry-run`.
+
+Also the table that turns a command-line device name into its spec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minivmm.devices.virtio_mem.spec import VirtioMemSpec
+from minivmm.errors import UsageError
+from minivmm.options import (
+    choice_option,
+    from_mapping,
+    number_option,
+    option,
+    parse_pairs,
+    size_option,
+    to_mapping,
+    unknown,
+)
+from minivmm.units import MIB
+
+DEVICE_TYPES: dict[str, type[VirtioMemSpec]] = {"virtio-mem-pci": VirtioMemSpec}
+"""Command-line name -> the spec it is parsed into."""
+
+ONLINE_POLICIES = ("offline", "online", "online_kernel", "online_movable")
+"""Values of memhp_default_state= (Linux mm/memory_hotplug.c)."""
+
+MAX_CPUS = 64
+"""vCPUs: one Python thread each; more is not what this VMM is for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineSpec:
+    """A machine as the user asked for it; nothing resolved yet (None means "chosen later")."""
+
+    name: str | None = option("name of the machine", default=None)
+    memory: int = size_option("boot memory", default=512 * MIB)
+    cpus: int = number_option("number of vCPUs", default=1)
+    kernel: str | None = option("kernel: a file, or the release of a fetched one", default=None)
+    modules: str | None = option("directory with the kernel's modules", default=None)
+    initrd: str | None = option("initrd instead of the built-in initramfs", default=None)
+    online: str = choice_option(
+        "how the guest onlines plugged memory", ONLINE_POLICIES, default="online_movable"
+    )
+    append: tuple[str, ...] = ()
+    devices: tuple[VirtioMemSpec, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.cpus <= MAX_CPUS:
+            raise UsageError(f"cpus {self.cpus} is out of range: 1 to {MAX_CPUS}")
+        seen: set[str] = set()
+        for device in self.devices:
+            if device.id in seen:
+                raise UsageError(f"two devices have id {device.id!r}: give each its own id=")
+            seen.add(device.id)
+
+
+def parse_device(text: str, taken: tuple[str, ...] = ()) -> VirtioMemSpec:
+    """The spec named by `virtio-mem-pci,key=value,...`; without id= it becomes vmem0, vmem1, ...
+
+    `taken` are the ids in use. Raises UsageError for unknown devices and properties.
+    """
+    name, values = parse_pairs(text)
+    if "id" not in values:
+        free = (f"vmem{n}" for n in range(len(taken) + 1))
+        values["id"] = next(identifier for identifier in free if identifier not in taken)
+    return _device(name, values)
+
+
+def spec_to_json(spec: MachineSpec) -> dict[str, object]:
+    """`spec` as plain JSON data that spec_from_json takes back."""
+    data = to_mapping(spec)
+    data["append"] = list(spec.append)
+    data["devices"] = [{"driver": _driver(device), **to_mapping(device)} for device in spec.devices]
+    return data
+
+
+def spec_from_json(data: Mapping[str, Any]) -> MachineSpec:
+    """The spec in `data`, as `--dry-run --json` printed it or as a person wrote it.
+
+    Raises UsageError, naming the key, for anything that is not understood.
+    """
+    values = {
+        key: value for key, value in data.items() if key not in ("append", "devices", "schema")
+    }
+    append = data.get("append", [])
+    if not isinstance(append, list) or not all(isinstance(word, str) for word in append):
+        raise UsageError("config: append must be a list of texts")
+    devices: list[VirtioMemSpec] = []
+    for entry in data.get("devices", []):
+        if not isinstance(entry, dict) or not isinstance(entry.get("driver"), str):
+            raise UsageError("config: each of devices must be an object with a driver")
+        options = {key: value for key, value in entry.items() if key != "driver"}
+        devices.append(_device(entry["driver"], options))
+    base = from_mapping(MachineSpec, values, what="config")
+    return MachineSpec(
+        **{name.replace("-", "_"): value for name, value in to_mapping(base).items()},  # type: ignore[arg-type]
+        append=tuple(append),
+        devices=tuple(devices),
+    )
+
+
+def _device(name: str, values: Mapping[str, object]) -> VirtioMemSpec:
+    if name not in DEVICE_TYPES:
+        raise UsageError(unknown("device", name, list(DEVICE_TYPES)))
+    return from_mapping(DEVICE_TYPES[name], values, what=name)
+
+
+def _driver(device: VirtioMemSpec) -> str:
+    return next(name for name, kind in DEVICE_TYPES.items() if type(device) is kind)

@@ -1,0 +1,194 @@
+"""vCPU threads: run guest code, serve exits under the lock, park when the machine must change.
+
+A thread parks only after KVM_RUN returned for a kick: that return has completed the instruction
+whose I/O was served before, so registers may be replaced while it is parked (reference F.14).
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+
+from minivmm.bus import Action, Bus
+from minivmm.hypervisor import HypervisorVcpu
+from minivmm.kvm.abi import Exit
+from minivmm.stats import Stats
+
+_IO_OUT = 1  # kvm_run.io.direction
+
+
+class ExitServer:
+    """Finds the device for an exit. One per machine; the caller holds the lock."""
+
+    def __init__(self, mmio: Bus, pio: Bus, stats: Stats) -> None:
+        self._mmio = mmio
+        self._pio = pio
+        self._stats = stats
+
+    def serve_io(self, vcpu: HypervisorVcpu) -> Action | None:
+        """KVM_EXIT_IO: `count` accesses of `size` bytes at one port (string I/O has count > 1)."""
+        io = vcpu.run_page.io
+        size, port = io.size, io.port
+        data = vcpu.io_data()
+        action: Action | None = None
+        self._stats.count_at("io out" if io.direction == _IO_OUT else "io in", port)
+        for at in range(0, len(data), size):
+            if io.direction == _IO_OUT:
+                value = int.from_bytes(data[at : at + size], "little")
+                action = self._pio.write(port, size, value) or action
+            else:
+                data[at : at + size] = self._pio.read(port, size).to_bytes(size, "little")
+        return action
+
+    def serve_mmio(self, vcpu: HypervisorVcpu) -> Action | None:
+        """KVM_EXIT_MMIO: one access of 1, 2, 4 or 8 bytes."""
+        mmio = vcpu.run_page.mmio
+        gpa, size = mmio.phys_addr, mmio.len
+        if mmio.is_write:
+            self._stats.count_at("mmio write", gpa)
+            return self._mmio.write(gpa, size, int.from_bytes(mmio.data[:size], "little"))
+        self._stats.count_at("mmio read", gpa)
+        mmio.data[:size] = self._mmio.read(gpa, size).to_bytes(size, "little")
+        return None
+
+
+class VcpuGroup:
+    """All vCPUs of a machine: one thread each, started, parked, resumed and stopped together.
+
+    `on_action` and `on_failure` are called from vCPU threads with the lock held; they must not
+    wait for vCPUs, but may call `park`.
+    """
+
+    def __init__(
+        self,
+        vcpus: Sequence[HypervisorVcpu],
+        server: ExitServer,
+        lock: threading.RLock,
+        stats: Stats,
+        *,
+        on_action: Callable[[Action], None],
+        on_failure: Callable[[str], None],
+    ) -> None:
+        self._vcpus = vcpus
+        self._server = server
+        self._lock = lock
+        self._stats = stats
+        self._on_action = on_action
+        self._on_failure = on_failure
+        self._gate = threading.Condition()
+        self._hold = False
+        self._quit = False
+        self._parked = 0
+        self._when_parked: list[Callable[[], None]] = []
+        self._threads: list[threading.Thread] = []
+
+    def start(self, *, held: bool = False) -> None:
+        """Create the threads; with `held` they wait for `resume` before the first instruction."""
+        self._hold = held
+        for vcpu in self._vcpus:
+            thread = threading.Thread(target=self._main, args=(vcpu,), name=f"vcpu{vcpu.index}")
+            thread.daemon = True
+            self._threads.append(thread)
+            thread.start()
+
+    def park(self, then: Callable[[], None]) -> None:
+        """Stop all vCPUs at a clean point, then call `then` from one of their threads, unlocked."""
+        with self._gate:
+            self._hold = True
+            self._when_parked.append(then)
+            if self._parked == len(self._threads):
+                self._announce()
+        for vcpu in self._vcpus:
+            vcpu.kick()
+
+    def resume(self) -> None:
+        """Let parked vCPUs run again."""
+        with self._gate:
+            self._hold = False
+            self._gate.notify_all()
+
+    def stop(self) -> None:
+        """End all threads and wait for them; the caller must not hold the lock."""
+        with self._gate:
+            self._quit = True
+            self._gate.notify_all()
+        for vcpu in self._vcpus:
+            vcpu.kick()
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+
+    def inspect(self) -> list[object]:
+        """Thread states, by vCPU."""
+        return [{"index": v.index, "parked": self._hold} for v in self._vcpus]
+
+    def _announce(self) -> None:
+        """All are parked: call whoever waits for it (gate held; callbacks only post work)."""
+        waiting, self._when_parked = self._when_parked, []
+        for then in waiting:
+            then()
+
+    def _may_run(self) -> bool:
+        """Wait at the gate while the group is held; False when the thread must end."""
+        with self._gate:
+            if self._hold and not self._quit:
+                self._parked += 1
+                if self._parked == len(self._threads):
+                    self._announce()
+                self._gate.wait_for(lambda: self._quit or not self._hold)
+                self._parked -= 1
+            return not self._quit
+
+    def _main(self, vcpu: HypervisorVcpu) -> None:
+        if not self._may_run():
+            return
+        if vcpu.index == 0:
+            self._stats.mark("first-instruction")
+        try:
+            while True:
+                reason = vcpu.run()
+                if reason == Exit.INTR:
+                    if not self._may_run():
+                        return
+                    continue
+                with self._lock:
+                    self._serve(vcpu, reason)
+        except Exception:  # a bug of ours must end the machine with its trace, not hang the guest
+            with self._lock:
+                self._on_failure(f"vcpu{vcpu.index}: internal error\n{traceback.format_exc()}")
+
+    def _serve(self, vcpu: HypervisorVcpu, reason: int) -> None:
+        action: Action | None = None
+        if reason == Exit.IO:
+            action = self._server.serve_io(vcpu)
+        elif reason == Exit.MMIO:
+            action = self._server.serve_mmio(vcpu)
+        else:
+            self._stats.count(_name(reason))
+            self._fail(_explain(vcpu, reason))
+        if action is not None:
+            self._on_action(action)
+
+    def _fail(self, why: str) -> None:
+        self._on_failure(why)
+
+
+def _name(reason: int) -> str:
+    try:
+        return Exit(reason).name.lower()
+    except ValueError:
+        return f"exit {reason}"
+
+
+def _explain(vcpu: HypervisorVcpu, reason: int) -> str:
+    """One line on an exit after which the guest cannot go on."""
+    where = f"vcpu{vcpu.index} ({vcpu.describe()})"
+    if reason == Exit.SHUTDOWN:
+        return f"the guest triple-faulted: {where}"
+    if reason == Exit.INTERNAL_ERROR:
+        suberror = vcpu.run_page.internal.suberror
+        return f"KVM cannot run this guest code (internal error {suberror}): {where}"
+    if reason == Exit.FAIL_ENTRY:
+        return f"KVM refused to enter the guest: {where}"
+    return f"unexpected exit ({_name(reason)}): {where}"

@@ -1,0 +1,86 @@
+"""Option dataclasses: parsing, errors, help rows, round trip."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from minivmm.errors import UsageError
+from minivmm.options import (
+    choice_option,
+    describe,
+    from_mapping,
+    number_option,
+    option,
+    parse_pairs,
+    size_option,
+    switch_option,
+    to_mapping,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    id: str = option("name")
+    block_size: int = size_option("size of a block", default=2 << 20)
+    address: int | None = size_option("where", default=None)
+    node: int = number_option("node", default=0)
+    prealloc: bool = switch_option("populate", default=False)
+    mode: str = choice_option("mode", ("auto", "on", "off"), default="auto")
+
+
+def test_strings_from_the_command_line_are_parsed() -> None:
+    head, pairs = parse_pairs("example,id=a,,b,block-size=4M,node=0x2,prealloc,mode=on")
+
+    made = from_mapping(Example, pairs, what=head)
+
+    assert made == Example(id="a,b", block_size=4 << 20, node=2, prealloc=True, mode="on")
+
+
+def test_json_values_round_trip() -> None:
+    made = Example(id="x", address=4096)
+
+    data = to_mapping(made)
+
+    assert data["block-size"] == 2 << 20
+    assert from_mapping(Example, data, what="example") == made
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ({"id": "x", "blok-size": "1M"}, "did you mean block-size"),
+        ({}, "id= is required"),
+        ({"id": "x", "node": "-1"}, "not a non-negative number"),
+        ({"id": "x", "prealloc": "maybe"}, "neither on nor off"),
+        ({"id": "x", "mode": "never"}, "auto, on, off"),
+        ({"id": "x", "block-size": "2MB"}, "ambiguous"),
+        ({"id": "x", "block-size": True}, "not a non-negative number"),
+    ],
+)
+def test_errors_name_device_and_property(pairs: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        from_mapping(Example, pairs, what="example")
+
+    assert "example" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["d,id=1,id=2", "d,,", "d,=x"])
+def test_malformed_pairs_are_refused(text: str) -> None:
+    if text == "d,,":
+        assert parse_pairs(text) == ("d,", {})
+        return
+    with pytest.raises(UsageError):
+        parse_pairs(text)
+
+
+def test_help_rows_show_defaults() -> None:
+    rows = {name: shown for name, _, shown in describe(Example)}
+
+    assert rows == {
+        "id": "required",
+        "block-size": "2M",
+        "address": "automatic",
+        "node": "0",
+        "prealloc": "off",
+        "mode": "auto",
+    }

@@ -1,0 +1,79 @@
+"""Runtime directories: claiming, finding, staleness, names."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from minivmm import runtime
+from minivmm.errors import HostError, NoSuchMachine, UsageError
+
+
+@pytest.fixture(autouse=True)
+def runtime_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("MINIVMM_RUNTIME_DIR", str(tmp_path / "run"))
+    yield tmp_path / "run"
+
+
+def listen(entry: runtime.MachineDir) -> socket.socket:
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(entry.qmp_socket))
+    server.listen()
+    return server
+
+
+def test_claimed_machine_is_found_by_name_and_as_the_only_one() -> None:
+    entry = runtime.claim("vm1")
+
+    with listen(entry):
+        assert runtime.find("vm1") == entry
+        assert runtime.find(None) == entry
+        assert runtime.free_name() == "vm2"
+    assert entry.pid_file.read_text() == f"{os.getpid()}\n"
+    assert entry.path.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_running_name_cannot_be_claimed_again() -> None:
+    with listen(runtime.claim("vm1")), pytest.raises(UsageError, match="running already"):
+        runtime.claim("vm1")
+
+
+def test_a_stale_directory_is_replaced() -> None:
+    entry = runtime.claim("vm1")
+    entry.pid_file.write_text("999999999\n")
+    listen(entry).close()
+
+    assert runtime.claim("vm1") == entry
+    assert not entry.qmp_socket.exists()
+
+
+def test_listing_removes_what_is_dead() -> None:
+    entry = runtime.claim("vm1")
+    entry.pid_file.write_text("999999999\n")
+
+    assert runtime.running() == []
+    assert not entry.path.exists()
+
+
+def test_missing_machines_are_named() -> None:
+    with pytest.raises(NoSuchMachine, match="'nope'"):
+        runtime.find("nope")
+    with pytest.raises(NoSuchMachine, match="0 VMs"):
+        runtime.find(None)
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "-x", "x" * 65, "a b"])
+def test_names_that_make_bad_paths_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="not usable"):
+        runtime.machine_dir(name)
+
+
+def test_too_long_socket_paths_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINIVMM_RUNTIME_DIR", str(tmp_path / ("d" * 100)))
+
+    with pytest.raises(HostError, match="MINIVMM_RUNTIME_DIR"):
+        runtime.machine_dir("vm1")
