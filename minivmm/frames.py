@@ -28,7 +28,8 @@ class Kind(IntEnum):
     EXIT = 8  # JSON {"status": 0..255}; the last frame of a channel
     FAILED = 9  # JSON {"error": one line}; the last frame of a channel
     CLOSE = 10  # empty; this direction of a connected stream ended
-    WINDOW = 11  # JSON {"bytes": n}: the peer may send n more bytes of STDIN than granted so far
+    CREDIT = 11  # u8 kind, u32 bytes: so many bytes of that kind may follow (the lab's wire)
+    STOP = 12  # u8 kind: nobody takes bytes of that kind any more (the lab's wire)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ pid and spec.json. This module knows paths and liveness; it does not speak on th
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -77,6 +78,13 @@ class MachineDir:
         """JSON of the machine's spec, as `--config` takes it."""
         return self.path / "spec.json"
 
+    def pid(self) -> int | None:
+        """Pid of the `minivmm boot` process; None once it is gone."""
+        try:
+            return int(self.pid_file.read_text())
+        except (OSError, ValueError):
+            return None
+
     def alive(self) -> bool:
         """True if something answers on the control socket."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -87,9 +95,33 @@ class MachineDir:
                 return False
             return True
 
+    def owned(self) -> bool:
+        """True while the process that claimed the directory lives (it may still be starting).
+
+        It holds a lock on the pid file; unlike a pid, a lock cannot come to mean another process.
+        """
+        try:
+            probe = os.open(self.pid_file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(probe)
+        return False
+
     def remove(self) -> None:
         """Delete the directory and all in it; a missing one is fine."""
         shutil.rmtree(self.path, ignore_errors=True)
+        lock = _locks.pop(self.path, None)
+        if lock is not None:
+            os.close(lock)
+
+
+_locks: dict[Path, int] = {}
+"""Open pid files of the directories that this process claimed; their locks end with the process."""
 
 
 def machine_dir(name: str) -> MachineDir:
@@ -115,17 +147,25 @@ def claim(name: str) -> MachineDir:
     Raises UsageError if a VM of that name runs already.
     """
     found = machine_dir(name)
+    # Made elsewhere and moved into place complete, so that nobody takes it for a stale one.
+    staging = MachineDir(found.path.with_name(f".{name}.{os.getpid()}"))
+    staging.remove()
+    staging.path.mkdir(mode=0o700)
+    lock = os.open(staging.pid_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        found.path.mkdir(mode=0o700)
-    except FileExistsError:
-        if found.alive() or _pid_runs(found):
-            raise UsageError(
-                f"a VM named {name!r} is running already: choose another with -n, or"
-                f" `minivmm stop {name}`"
-            ) from None
-        found.remove()
-        found.path.mkdir(mode=0o700)
-    found.pid_file.write_text(f"{os.getpid()}\n")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.write(lock, f"{os.getpid()}\n".encode())
+        if found.path.exists() and not (found.alive() or found.owned()):
+            found.remove()
+        staging.path.rename(found.path)
+    except OSError:  # a directory that is not empty is in the way
+        os.close(lock)
+        staging.remove()
+        raise UsageError(
+            f"a VM named {name!r} is running already: choose another with -n, or"
+            f" `minivmm stop {name}`"
+        ) from None
+    _locks[found.path] = lock
     return found
 
 
@@ -142,7 +182,7 @@ def running() -> list[MachineDir]:
         entry = MachineDir(path)
         if not path.is_dir() or not _NAME.fullmatch(path.name):
             continue
-        if entry.alive() or _pid_runs(entry):
+        if entry.alive() or entry.owned():
             found.append(entry)
         else:
             entry.remove()
@@ -154,7 +194,7 @@ def find(name: str | None) -> MachineDir:
     if name is not None:
         entry = machine_dir(name)
         if not entry.alive():
-            if not _pid_runs(entry):
+            if not entry.owned():
                 entry.remove()
             raise NoSuchMachine(f"no VM named {name!r} is running (see `minivmm list`)")
         return entry
@@ -163,12 +203,3 @@ def find(name: str | None) -> MachineDir:
         names = ", ".join(entry.name for entry in entries) or "none"
         raise NoSuchMachine(f"{len(entries)} VMs run ({names}): name the one you mean")
     return entries[0]
-
-
-def _pid_runs(entry: MachineDir) -> bool:
-    """True if the process that claimed the directory still exists (it may be starting)."""
-    try:
-        os.kill(int(entry.pid_file.read_text()), 0)
-    except (OSError, ValueError):
-        return False
-    return True

@@ -1,1 +1,1 @@
-"""The /dev/kvm binding: numbers and structures as <linux/kvm.h> has them, and thin objects over the file descriptors."""
+"""The /dev/kvm binding: what <linux/kvm.h> says, and thin objects over its descriptors."""

@@ -85,6 +85,11 @@ class GuestMemory:
             raise GuestAddressError(gpa, length, f"unplugged memory of {slot.name}")
         return slot.region.view(offset, length)
 
+    def check(self, gpa: int, length: int) -> None:
+        """Raises GuestAddressError unless all of [`gpa`, `gpa` + `length`) may be accessed now."""
+        for at, size in self._pieces(gpa, length):
+            self.view(at, size)
+
     def read(self, gpa: int, length: int) -> bytes:
         """Copy of `length` bytes at `gpa`; may cross regions. Raises GuestAddressError."""
         return b"".join(bytes(self.view(at, size)) for at, size in self._pieces(gpa, length))

@@ -101,11 +101,7 @@ def plan(memory: int, requests: Sequence[RegionRequest], phys_bits: int) -> Addr
     for item in [*explicit, *automatic]:
         if item.id in placed:
             raise UsageError(f"device id {item.id!r} is used twice: give each device its own id=")
-        if item.size >= SLOT_LIMIT:
-            raise UsageError(
-                f"{item.id}: size {format_size(item.size)} does not fit a KVM memory slot:"
-                f" use less than {format_size(SLOT_LIMIT)}"
-            )
+        _check_slot(f"{item.id}: size", item.size)
         taken = [*ram, *placed.values()]
         window = _honour(item, taken) if item.address is not None else _fit(item, taken)
         _check_reach(f"{item.id}: region", window, phys_bits)
@@ -134,6 +130,7 @@ def _place_ram(memory: int) -> tuple[Window, ...]:
     low = Window(0, min(memory, platform.LOW_RAM_END))
     if low.size == memory:
         return (low,)
+    _check_slot("memory above 4G", memory - low.size)
     return (low, Window(platform.HIGH_RAM_START, memory - low.size))
 
 
@@ -179,6 +176,14 @@ def _place_mmio64(taken: Iterable[Window], phys_bits: int) -> Window:
     window = Window(base, max(size, MMIO64_MINIMUM))
     _check_reach("64-bit PCI window", window, phys_bits)
     return window
+
+
+def _check_slot(what: str, size: int) -> None:
+    if size >= SLOT_LIMIT:
+        raise UsageError(
+            f"{what} {format_size(size)} does not fit a KVM memory slot:"
+            f" use less than {format_size(SLOT_LIMIT)}"
+        )
 
 
 def _check_reach(what: str, window: Window, phys_bits: int) -> None:

@@ -6,6 +6,7 @@ A region knows host addresses and bytes. Where the guest sees it is guest.py's b
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from minivmm.errors import HostError
 from minivmm.memory import libc
@@ -43,8 +44,12 @@ class Region:
         if self.hva > start:
             libc.munmap(start, self.hva - start)
         libc.munmap(end, start + self.size + HUGE_ALIGNMENT - end)
-        libc.madvise(self.hva, self.size, libc.MADV_HUGEPAGE)
+        self._advise(libc.MADV_HUGEPAGE)
         self._view = libc.buffer(self.hva, self.size)
+
+    def forbid_huge_pages(self) -> None:
+        """Populate base pages only, for those who discard less than a huge page at a time."""
+        self._advise(libc.MADV_NOHUGEPAGE)
 
     def view(self, offset: int, length: int) -> memoryview:
         """Writable view of `length` bytes at `offset`. The caller has checked the bounds."""
@@ -74,3 +79,8 @@ class Region:
             self._view.release()
             libc.munmap(self.hva, self.size)
             self.size = 0
+
+    def _advise(self, advice: int) -> None:
+        """Best effort: a host kernel built without transparent huge pages knows no such advice."""
+        with suppress(OSError):
+            libc.madvise(self.hva, self.size, advice)

@@ -42,6 +42,14 @@ class Signals(Protocol):
     def config(self, *, notify: bool = True) -> None:
         """Configuration space changed. With `notify`, raise a configuration interrupt as well."""
 
+    def kick(self, index: int) -> None:
+        """Run handle_queue for queue `index` now, as if the driver had kicked it.
+
+        For work that the host side starts (input for the guest). Does nothing unless the queue is
+        live; a malformed ring is dealt with as for any kick, so this never raises. May be called
+        while another queue, or the same one, is being handled.
+        """
+
     def trace(self, name: str, **fields: object) -> None:
         """Emit a trace event with this device as its source."""
 

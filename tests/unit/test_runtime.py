@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,9 +42,33 @@ def test_a_running_name_cannot_be_claimed_again() -> None:
         runtime.claim("vm1")
 
 
-def test_a_stale_directory_is_replaced() -> None:
+def claim_and_die(name: str) -> runtime.MachineDir:
+    """The directory that a process left behind which claimed it and was killed."""
+    code = f"import os; from minivmm import runtime; runtime.claim({name!r}); os._exit(9)"
+    subprocess.run([sys.executable, "-c", code], check=False)
+    return runtime.machine_dir(name)
+
+
+def test_a_starting_machine_is_not_taken_for_stale() -> None:
     entry = runtime.claim("vm1")
-    entry.pid_file.write_text("999999999\n")
+
+    assert entry.owned() and not entry.alive()
+    assert runtime.running() == [entry]
+    with pytest.raises(UsageError, match="running already"):
+        runtime.claim("vm1")
+    entry.remove()
+    assert runtime.running() == []
+
+
+def test_a_reused_pid_does_not_keep_a_stale_directory() -> None:
+    entry = claim_and_die("vm1")
+    entry.pid_file.write_text(f"{os.getpid()}\n")
+
+    assert runtime.running() == []
+
+
+def test_a_stale_directory_is_replaced() -> None:
+    entry = claim_and_die("vm1")
     listen(entry).close()
 
     assert runtime.claim("vm1") == entry
@@ -50,8 +76,8 @@ def test_a_stale_directory_is_replaced() -> None:
 
 
 def test_listing_removes_what_is_dead() -> None:
-    entry = runtime.claim("vm1")
-    entry.pid_file.write_text("999999999\n")
+    entry = claim_and_die("vm1")
+    assert entry.path.exists()
 
     assert runtime.running() == []
     assert not entry.path.exists()
@@ -70,9 +96,7 @@ def test_names_that_make_bad_paths_are_refused(name: str) -> None:
         runtime.machine_dir(name)
 
 
-def test_too_long_socket_paths_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_long_socket_paths_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINIVMM_RUNTIME_DIR", str(tmp_path / ("d" * 100)))
 
     with pytest.raises(HostError, match="MINIVMM_RUNTIME_DIR"):

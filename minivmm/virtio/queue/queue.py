@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLayout:
+    """Where the driver put a queue: number of descriptors and three guest physical addresses.
+
+    `driver` is the available ring (packed: driver event suppression), `device` the used ring
+    (packed: device event suppression), as the common configuration names them.
+    """
+
+    size: int
+    descriptors: int
+    driver: int
+    device: int
 
 
 class Chain(Protocol):
@@ -22,10 +37,16 @@ class Chain(Protocol):
 
 
 class VirtQueue(Protocol):
-    """A live queue. Malformed rings raise DeviceBroken, which the transport turns into NEEDS_RESET."""
+    """A live queue. Malformed rings raise DeviceBroken, which the transport turns into NEEDS_RESET.
+
+    Use it inside VirtioDevice.handle_queue, where that exception is caught; work that the host
+    starts gets there by Signals.kick.
+    """
 
     index: int
     size: int
+    interrupted: bool
+    """chains() stopped at its bound; the transport clears it and kicks again later."""
 
     def pop(self) -> Chain | None:
         """The next available chain, or None. Popped chains must be completed."""
@@ -37,7 +58,13 @@ class VirtQueue(Protocol):
         """
 
     def complete(self, chain: Chain, written: int = 0) -> None:
-        """Hand `chain` back with `written` bytes stored (used.len); not yet visible to the driver."""
+        """Hand `chain` back with `written` bytes stored (used.len), invisible until publish()."""
 
     def publish(self) -> bool:
         """Make completed chains visible; True if the driver wants an interrupt for them."""
+
+    def close(self) -> None:
+        """The transport calls it at reset: later calls do nothing and touch no guest memory."""
+
+    def inspect(self) -> dict[str, object]:
+        """Addresses and indices, for people."""

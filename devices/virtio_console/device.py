@@ -1,0 +1,174 @@
+"""The multiport console device: queues, and the control messages that announce and open ports.
+
+What flows through the ports is port.py's and its owner's matter; the guest agent owns all of them.
+"""
+
+from __future__ import annotations
+
+from minivmm.devices.virtio_console.port import Port
+from minivmm.spec.virtio_console import (
+    CONTROL_RECEIVE_QUEUE,
+    CONTROL_TRANSMIT_QUEUE,
+    DEVICE_ID,
+    ConsoleConfig,
+    ControlMessage,
+    Event,
+    Feature,
+    port_of_queue,
+    receive_queue,
+)
+from minivmm.virtio.device import DeviceTraits, VirtioDevice
+from minivmm.virtio.queue.queue import VirtQueue
+
+PORT_NAMES = ("minivmm.control", *(f"minivmm.stream.{number}" for number in range(1, 12)))
+"""Names of the ports, as the guest sees them in /sys/class/virtio-ports/*/name."""
+
+QUEUE_SIZE = 16
+"""Descriptors of each queue. Linux fills receive queues with a page per descriptor: 64 KiB each."""
+
+_CONFIG = ConsoleConfig(max_nr_ports=len(PORT_NAMES)).build()
+
+
+class VirtioConsole(VirtioDevice):
+    """Ports between host and guest; only drivers that take MULTIPORT are accepted."""
+
+    traits = DeviceTraits(
+        device_id=DEVICE_ID,
+        name="virtio-console",
+        queue_sizes=(QUEUE_SIZE,) * (2 * len(PORT_NAMES) + 2),
+        config_size=ConsoleConfig.SIZE,
+        pci_class=0x078000,  # communication controller, other
+    )
+
+    def __init__(self, identifier: str = "console0") -> None:
+        super().__init__(identifier)
+        self.ports = tuple(self._make_port(number) for number in range(len(PORT_NAMES)))
+        # Messages that wait for a buffer. Keyed, so that a driver which asks again and again but
+        # never supplies buffers cannot make it grow.
+        self._outbox: dict[tuple[int, Event], int] = {}
+        self._ready: set[int] = set()
+
+    def offered_features(self) -> int:
+        """MULTIPORT; there is no console here whose size could change."""
+        return 1 << Feature.MULTIPORT
+
+    def accept_features(self, features: int) -> bool:
+        """Refuses drivers without MULTIPORT: port 0 is not a console that they could use."""
+        if not features >> Feature.MULTIPORT & 1:
+            self.signals.trace("refused", why="driver lacks MULTIPORT")
+            return False
+        return super().accept_features(features)
+
+    def config_space(self) -> bytes:
+        """max_nr_ports; sizes and emergency write belong to features that are not offered."""
+        return _CONFIG
+
+    def handle_queue(self, index: int, queue: VirtQueue) -> None:
+        """Data or control messages in either direction. Raises DeviceBroken for bad rings."""
+        if index == CONTROL_TRANSMIT_QUEUE:
+            wanted = self._handle_messages(queue)
+        elif index == CONTROL_RECEIVE_QUEUE:
+            wanted = self._flush_outbox(queue)
+        else:
+            port = self.ports[port_of_queue(index)]
+            receives = index == receive_queue(port.id)
+            wanted = port.handle_receive(queue) if receives else port.handle_transmit(queue)
+        if wanted:
+            self.signals.queue(index)
+
+    def reset(self) -> None:
+        """Forget the driver; owners of open ports are told that the guest closed them."""
+        self._outbox.clear()
+        self._ready.clear()
+        for port in self.ports:
+            port.forget_driver()
+
+    def inspect(self) -> dict[str, object]:
+        """State of every port."""
+        ports = {port.id: port.inspect() for port in self.ports}
+        return {**super().inspect(), "unsent-messages": len(self._outbox), "ports": ports}
+
+    def _make_port(self, number: int) -> Port:
+        # `signals` exists only once the device is attached, hence the late look-up.
+        return Port(
+            number,
+            PORT_NAMES[number],
+            kick=lambda index: self.signals.kick(index),
+            announce=lambda: self._announce_open(number),
+        )
+
+    def _announce_open(self, number: int) -> None:
+        """Tell the driver whether the host has the port open, if it knows the port."""
+        if number in self._ready:
+            self._post(number, Event.PORT_OPEN, int(self.ports[number].host_open))
+            self.signals.kick(CONTROL_RECEIVE_QUEUE)
+
+    def _handle_messages(self, queue: VirtQueue) -> bool:
+        """Act on the driver's messages; True if the driver wants an interrupt.
+
+        A message is acted on before its buffer is returned: Linux waits for that, and relies on it
+        when a port is closed (no input arrives afterwards).
+        """
+        took = False
+        for chain in queue.chains():
+            data = chain.read(ControlMessage.SIZE)
+            if len(data) == ControlMessage.SIZE:
+                self._handle_message(ControlMessage.parse(data))
+            else:
+                self.signals.trace("bad-message", size=len(data))
+            queue.complete(chain)
+            took = True
+        if self._outbox:
+            self.signals.kick(CONTROL_RECEIVE_QUEUE)
+        return queue.publish() if took else False
+
+    def _handle_message(self, message: ControlMessage) -> None:
+        if message.event == Event.DEVICE_READY:
+            self._handle_device_ready(message.value)
+        elif message.id >= len(self.ports):
+            self.signals.trace("bad-message", port=message.id, event=message.event)
+        elif message.event == Event.PORT_READY:
+            self._handle_port_ready(message.id, message.value)
+        elif message.event == Event.PORT_OPEN:
+            self.signals.trace("port-open", port=message.id, opened=message.value)
+            self.ports[message.id].set_guest_open(bool(message.value))
+        else:
+            self.signals.trace("bad-message", port=message.id, event=message.event)
+
+    def _handle_device_ready(self, value: int) -> None:
+        if not value:
+            self.signals.trace("driver-failed")
+            return
+        for port in self.ports:
+            self._post(port.id, Event.PORT_ADD, 1)
+
+    def _handle_port_ready(self, number: int, value: int) -> None:
+        if not value:
+            self.signals.trace("port-failed", port=number)
+            return
+        self._ready.add(number)
+        self._post(number, Event.PORT_NAME, 1)
+        self._post(number, Event.PORT_OPEN, int(self.ports[number].host_open))
+
+    def _post(self, number: int, event: Event, value: int) -> None:
+        """Put a message behind all others; a waiting one of the same kind is replaced."""
+        self._outbox.pop((number, event), None)
+        self._outbox[number, event] = value
+
+    def _flush_outbox(self, queue: VirtQueue) -> bool:
+        """Write waiting messages into the driver's buffers; True if it wants an interrupt."""
+        wrote = False
+        while self._outbox and (chain := queue.pop()) is not None:
+            number, event = next(iter(self._outbox))
+            message = ControlMessage(number, event, self._outbox[number, event]).build()
+            if event == Event.PORT_NAME:
+                message += self.ports[number].name.encode()
+            wrote = True
+            if chain.writable < len(message):
+                self.signals.trace("short-buffer", size=chain.writable, message=len(message))
+                queue.complete(chain)
+                break
+            del self._outbox[number, event]
+            chain.write(message)
+            queue.complete(chain, len(message))
+        return queue.publish() if wrote else False

@@ -1,0 +1,61 @@
+"""The block model: which blocks of a region are plugged. Pure: no memory, no addresses, no answers.
+
+One byte a block (1 plugged, 0 not), so that judging or changing a range is one memchr- or
+memset-like operation over that range, whatever the size of the region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from minivmm.spec.virtio_mem import BlockState
+
+_PLUGGED = b"\1"
+_UNPLUGGED = b"\0"
+
+
+class Blocks:
+    """`region_size // block_size` blocks, all unplugged at first. Blocks are numbered from 0.
+
+    Every range given must lie inside the region and contain a block; callers have checked that
+    (answers.py), hence there is no error to report here.
+    """
+
+    def __init__(self, block_size: int, region_size: int) -> None:
+        self.block_size = block_size
+        self.count = region_size // block_size
+        self.plugged_size = 0
+        """Bytes in plugged blocks (MEM-D-3)."""
+        self._states = bytearray(self.count)
+
+    def state(self, first: int, count: int) -> BlockState:
+        """PLUGGED or UNPLUGGED if all `count` blocks from `first` are; MIXED otherwise."""
+        plugged = self._states.count(_PLUGGED, first, first + count)
+        if plugged == count:
+            return BlockState.PLUGGED
+        return BlockState.MIXED if plugged else BlockState.UNPLUGGED
+
+    def plug(self, first: int, count: int) -> None:
+        """Plug `count` unplugged blocks from `first`."""
+        self._states[first : first + count] = _PLUGGED * count
+        self.plugged_size += count * self.block_size
+
+    def unplug(self, first: int, count: int) -> None:
+        """Unplug `count` plugged blocks from `first`."""
+        self._states[first : first + count] = _UNPLUGGED * count
+        self.plugged_size -= count * self.block_size
+
+    def unplug_all(self) -> None:
+        """Unplug every block."""
+        self._states = bytearray(self.count)
+        self.plugged_size = 0
+
+    def plugged_ranges(self) -> Iterator[tuple[int, int]]:
+        """(first, count) of every longest run of plugged blocks, ascending. Walks the region."""
+        first = self._states.find(_PLUGGED)
+        while first >= 0:
+            end = self._states.find(_UNPLUGGED, first)
+            if end < 0:
+                end = self.count
+            yield first, end - first
+            first = self._states.find(_PLUGGED, end)

@@ -1,0 +1,232 @@
+"""`minivmm boot`: from the command line and config files to a MachineSpec, and to where it runs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minivmm.cli.text import parse_duration, print_json, say
+from minivmm.errors import UsageError
+from minivmm.machine_spec import (
+    DEVICE_TYPES,
+    ONLINE_POLICIES,
+    MachineSpec,
+    parse_device,
+    spec_from_json,
+    spec_to_json,
+)
+from minivmm.options import describe, from_mapping, to_mapping
+from minivmm.units import format_size
+
+_SPEC_OPTIONS = ("name", "memory", "cpus", "kernel", "modules", "initrd", "online")
+"""Command-line options that are options of MachineSpec."""
+
+_PATHS = ("modules", "initrd")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BootOptions:
+    """What `boot` was asked beside the machine itself; paths are absolute, times in seconds."""
+
+    command: tuple[str, ...] = ()
+    qmp: Path | None = None
+    stats: bool = False
+    json: bool = False
+    timeout: float | None = None
+    status: Path | None = None
+    verbose: bool = False
+    quiet: bool = False
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.usage = "minivmm boot [KERNEL] [options] [-- CMD...]"
+    machine = parser.add_argument_group("machine")
+    add = machine.add_argument
+    add("kernel_word", nargs="?", metavar="KERNEL", help="same as -k")
+    add(
+        "-k",
+        "--kernel",
+        help="kernel: a file (bzImage, vmlinux) or a fetched release (6.12);"
+        " default: the newest fetched",
+    )
+    add("-i", "--initrd", metavar="FILE", help="initrd in place of the built-in one")
+    add("--modules", metavar="DIR", help="modules for the kernel (lib/modules/RELEASE)")
+    add("-m", "--memory", metavar="SIZE", help="boot memory (default: 512M)")
+    add("-p", "--cpus", metavar="N", help="number of CPUs (default: 1)")
+    add("-a", "--append", metavar="WORDS", action="append", help="more kernel command line")
+    add("-n", "--name", help="name of the VM (default: vm1, vm2, ...)")
+    add(
+        "--device",
+        dest="devices",
+        metavar="DEVICE",
+        action="append",
+        help="add a device: virtio-mem-pci,id=vmem0,size=4G,...; `--device help` lists them",
+    )
+    add(
+        "--mem-device",
+        dest="devices",
+        metavar="KEYS",
+        action="append",
+        type=_short_device,
+        help="add a virtio-mem device: size=4G,...",
+    )
+    add(
+        "--online",
+        metavar="POLICY",
+        help=f"how the guest onlines memory: {', '.join(ONLINE_POLICIES)}",
+    )
+    add("--config", metavar="FILE", help="machine as --dry-run --json prints it; options win")
+    running = parser.add_argument_group("running")
+    add = running.add_argument
+    add(
+        "--accel",
+        choices=("auto", "kvm", "lab"),
+        default="auto",
+        help="where: on /dev/kvm, in the lab, or in the lab if /dev/kvm cannot (default)",
+    )
+    add("--timeout", metavar="T", help="end after T (30s, 2m) with status 124")
+    add("--qmp", metavar="PATH", help="listen for QMP clients here as well")
+    add("--status", metavar="FILE", help="write how it ended to FILE, as JSON")
+    add("--stats", action="store_true", help="say where time and exits went, on stderr")
+    add("--dry-run", action="store_true", help="show the machine and stop")
+    add("--json", action="store_true", help="with --dry-run or --stats: as JSON")
+    add("-v", "--verbose", action="store_true", help="show the console of `-- CMD` on stderr")
+    add("-q", "--quiet", action="store_true", help="nothing of ours on stderr but errors")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Boot; the exit status is the command's, or says how the machine ended."""
+    help_text = device_help(args.devices or [])
+    if help_text:
+        print(help_text)
+        return 0
+    spec = spec_from(args)
+    options = options_from(args)
+    if args.dry_run:
+        show(spec, as_json=args.json)
+        return 0
+    if _in_lab(args.accel, quiet=args.quiet):
+        from minivmm.cli.lab import boot_in_lab
+
+        return boot_in_lab(spec, options)
+    from minivmm.cli.run import boot_here
+
+    return boot_here(spec, options)
+
+
+def spec_from(args: argparse.Namespace) -> MachineSpec:
+    """The machine asked for: options over --config over the user's config over defaults."""
+    if args.kernel is not None and args.kernel_word is not None:
+        raise UsageError(f"two kernels: {args.kernel_word!r} and -k {args.kernel!r}; give one")
+    args.kernel = args.kernel or args.kernel_word
+    given = {key: getattr(args, key) for key in _SPEC_OPTIONS if getattr(args, key) is not None}
+    read = to_mapping(from_mapping(MachineSpec, given, what="boot"))  # complain about options first
+    merged = _config(_user_config(), optional=True)
+    if args.config is not None:
+        merged |= _config(Path(args.config), optional=False)
+    merged |= {key: read[key] for key in given}
+    if args.append is not None:
+        merged["append"] = args.append
+    spec = spec_from_json(merged)
+    if args.devices is not None:
+        devices: tuple[Any, ...] = ()
+        for text in args.devices:
+            devices += (parse_device(text, tuple(device.id for device in devices)),)
+        spec = dataclasses.replace(spec, devices=devices)
+    return _with_full_paths(spec)
+
+
+def options_from(args: argparse.Namespace) -> BootOptions:
+    """The rest of the command line."""
+    if args.json and not (args.dry_run or args.stats):
+        raise UsageError("--json needs --dry-run or --stats: a booted guest has no JSON to show")
+    return BootOptions(
+        command=tuple(args.command),
+        qmp=None if args.qmp is None else Path(args.qmp).absolute(),
+        stats=args.stats,
+        json=args.json,
+        timeout=None if args.timeout is None else parse_duration(args.timeout),
+        status=None if args.status is None else Path(args.status).absolute(),
+        verbose=args.verbose,
+        quiet=args.quiet,
+    )
+
+
+def show(spec: MachineSpec, *, as_json: bool) -> None:
+    """Print `spec`; the JSON is what --config reads."""
+    if as_json:
+        print_json(spec_to_json(spec))
+        return
+    for name, info, default in describe(MachineSpec):
+        value = getattr(spec, name.replace("-", "_"))
+        print(f"{name + ':':10}{default if value is None else info.show(value)}")
+    print(f"{'append:':10}{' '.join(spec.append)}".rstrip())
+    for device in spec.devices:
+        print(f"{'device:':10}{device.id}, {format_size(device.size)}")
+
+
+def device_help(devices: list[str]) -> str | None:
+    """The text for `--device help` and `--device NAME,help`; None if nobody asks."""
+    for text in devices:
+        if text in ("help", "?"):
+            return "\n".join(DEVICE_TYPES)
+        name, _, rest = text.partition(",")
+        if rest == "help" and name in DEVICE_TYPES:
+            rows = describe(DEVICE_TYPES[name])
+            return "\n".join(
+                f"  {key}=<{info.kind}>  {info.help} (default: {default})"
+                if default != "required"
+                else f"  {key}=<{info.kind}>  {info.help} (required)"
+                for key, info, default in rows
+            )
+    return None
+
+
+def _short_device(text: str) -> str:
+    return f"virtio-mem-pci,{text}"
+
+
+def _in_lab(accel: str, *, quiet: bool) -> bool:
+    """Decide where to boot; with auto, say so if it is the lab."""
+    if accel != "auto":
+        return accel == "lab"
+    from minivmm.accel import probe
+
+    found = probe()
+    if not found.usable and not quiet:
+        say(f"{found.reason}: booting in the lab")
+    return not found.usable
+
+
+def _user_config() -> Path:
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "minivmm" / "config.json"
+
+
+def _config(path: Path, *, optional: bool) -> dict[str, Any]:
+    """The JSON object in `path`; a missing optional file is empty. Raises UsageError."""
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        if optional:
+            return {}
+        raise UsageError(f"config file {path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"config file {path} cannot be used: {error}") from None
+    if not isinstance(data, Mapping):
+        raise UsageError(f"config file {path} does not hold a JSON object")
+    return dict(data)
+
+
+def _with_full_paths(spec: MachineSpec) -> MachineSpec:
+    """Paths made absolute: the machine may run under another working directory (the lab)."""
+    changes = {key: str(Path(value).absolute()) for key in _PATHS if (value := getattr(spec, key))}
+    if spec.kernel is not None and ("/" in spec.kernel or Path(spec.kernel).is_file()):
+        changes["kernel"] = str(Path(spec.kernel).absolute())
+    return spec_from_json(spec_to_json(spec) | changes)

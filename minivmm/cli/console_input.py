@@ -1,0 +1,77 @@
+"""Keys and piped input on their way to the guest's serial console. What escapes do is given."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+from minivmm.cli.terminal import Escapes
+from minivmm.devices.serial import Serial
+from minivmm.loop import EventLoop
+
+_READ_SIZE = 4096
+
+
+class ConsoleInput:
+    """Reads `fd` in a thread of its own; the guest gets it as fast as it takes it.
+
+    `on_escape` (a Ctrl-A escape's letter, lock held) is for terminals; without it, input from
+    files and pipes is passed on as it is. The end of input means nothing: the guest goes on.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        serial: Serial,
+        loop: EventLoop,
+        on_escape: Callable[[str], None] | None,
+    ) -> None:
+        self._fd = fd
+        self._serial = serial
+        self._loop = loop
+        self._on_escape = on_escape
+        self._escapes = Escapes()
+        self._pending = b""
+        self._room = threading.Event()
+        self._room.set()
+        serial.on_space = lambda: loop.call_soon(self._pump)
+
+    def start(self) -> None:
+        """Begin reading; the thread dies with the process, as it may wait for a key forever."""
+        threading.Thread(target=self._read, name="stdin", daemon=True).start()
+
+    def _read(self) -> None:
+        while self._room.wait():
+            try:
+                data = os.read(self._fd, _READ_SIZE)
+            except OSError:
+                return
+            if not data:
+                return
+            self._room.clear()
+            self._loop.call_soon(lambda data=data: self._take(data))  # type: ignore[misc]
+
+    def _take(self, data: bytes) -> None:
+        if self._on_escape is None:
+            self._pending += data
+        else:
+            for escape, plain in self._escapes.feed(data):
+                if escape:
+                    self._on_escape(escape)
+                self._pending += plain
+        self._pump()
+
+    def _pump(self) -> None:
+        """Give the serial port what it takes; read on once it has all."""
+        self._pending = self._pending[self._serial.receive(self._pending) :]
+        if not self._pending:
+            self._room.set()
+
+
+def in_foreground(fd: int) -> bool:
+    """False for a terminal that belongs to another job: touching it would stop this process."""
+    try:
+        return os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:
+        return True  # not a terminal, or not our session's

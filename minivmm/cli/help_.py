@@ -1,0 +1,44 @@
+"""`minivmm help`: the command's help, a verb's, or the table of exit codes."""
+
+from __future__ import annotations
+
+import argparse
+
+from minivmm.cli import main
+from minivmm.cli.text import print_table
+from minivmm.errors import ExitStatus, UsageError
+
+EXIT_CODES = {
+    ExitStatus.OK: "done",
+    ExitStatus.FAILED: "control verbs: refused or failed",
+    ExitStatus.USAGE: "usage: an option or size is not acceptable",
+    ExitStatus.NOT_RUNNING: "control verbs: no such VM, or it is not running",
+    ExitStatus.WAIT_TIMEOUT: "control verbs: --wait gave up",
+    ExitStatus.TIMEOUT: "boot, lab, exec: --timeout fired",
+    ExitStatus.MINIVMM_FAILED: "boot, lab, exec: minivmm itself failed (no KVM, bad kernel, ...)",
+    ExitStatus.INTERRUPTED: "Ctrl-C, SIGTERM, or stopped from outside",
+    ExitStatus.GUEST_DIED: "boot: the guest panicked, crashed, or never became ready",
+}
+"""What each status means; `boot`, `exec` and `lab` otherwise end with their command's status."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("topic", nargs="?", metavar="VERB|exit-codes")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the topic's help."""
+    if args.topic == "exit-codes":
+        rows = [(str(int(status)), meaning) for status, meaning in EXIT_CODES.items()]
+        print_table([("STATUS", "MEANING"), *rows])
+        print("boot -- CMD, exec, lab: otherwise CMD's own status (128 + number for signals)")
+        return 0
+    if args.topic is None:
+        main.parser_for([]).print_help()
+        return 0
+    if args.topic not in main.VERBS:
+        raise UsageError(
+            f"no help for {args.topic!r}: topics are exit-codes, {', '.join(main.VERBS)}"
+        )
+    return main.run([args.topic, "--help"])

@@ -1,0 +1,123 @@
+"""The `minivmm` command: finds the verb, loads only what it needs, turns errors into exit statuses.
+
+Options of a verb, and what it does, are in the verb's own module: `configure(parser)` and
+`run(args)`, where `args.command` is what followed `--`. Nothing slow may be imported here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+from minivmm import __version__
+from minivmm.errors import Interrupted, MinivmmError
+
+VERBS = {
+    "boot": "boot a kernel, and run a command in it or a shell on its console",
+    "list": "list running VMs",
+    "info": "show a VM's memory: requested, plugged, resident",
+    "resize": "set how much memory a VM should have plugged",
+    "exec": "run a command in a VM",
+    "stop": "end a VM",
+    "kernel": "fetch stock kernels, list those fetched",
+    "lab": "run a command where /dev/kvm can run stock kernels",
+    "doctor": "check what this host can do, and name cures",
+    "help": "show this, the help of a verb, or the exit codes",
+}
+"""Verb -> one line of help; its module is minivmm.cli.VERB (exec, list: with a trailing `_`)."""
+
+BOOT_FAMILY = {"boot", "lab", "exec"}
+"""Verbs whose exit status is that of a command they run; their own failures are 124 and above."""
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's) and return the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    signal.signal(signal.SIGTERM, _on_signal)
+    signal.signal(signal.SIGHUP, _on_signal)
+    verb = verb_of(words)
+    debug = "--debug" in own_words(words)
+    try:
+        return _run_verb(words)
+    except MinivmmError as error:
+        if debug:
+            raise
+        print(f"minivmm: {error}", file=sys.stderr)
+        return error.boot_status if verb in BOOT_FAMILY else error.control_status
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("minivmm: interrupted", file=sys.stderr)
+        return Interrupted.control_status
+    except BrokenPipeError:
+        # The reader of our output left; without this the interpreter complains when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def parser_for(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The argument tree, in which only the verb of `words` has its options."""
+    parser = argparse.ArgumentParser(
+        prog="minivmm",
+        description="Boot Linux kernels under KVM, and grow and shrink their memory.",
+        epilog="`minivmm VERB --help` shows the options of a verb.",
+    )
+    parser.add_argument("--version", action="version", version=f"minivmm {__version__}")
+    _add_debug(parser, default=False)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    chosen = verb_of(words)
+    for name, line in VERBS.items():
+        sub = verbs.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
+        if name == chosen:
+            _add_debug(sub, default=argparse.SUPPRESS)
+            _module(name).configure(sub)
+    return parser
+
+
+def verb_of(words: Sequence[str]) -> str | None:
+    """The verb that `words` name, if any."""
+    return next((word for word in own_words(words) if not word.startswith("-")), None)
+
+
+def own_words(words: Sequence[str]) -> list[str]:
+    """The part of a command line before `--`."""
+    words = list(words)
+    return words[: words.index("--")] if "--" in words else words
+
+
+def _run_verb(words: list[str]) -> int:
+    own = own_words(words)
+    command = words[len(own) + 1 :]
+    verb = verb_of(words)
+    parser = parser_for(words)
+    if verb in VERBS:
+        module = _module(verb)
+        own = module.prepare(own) if hasattr(module, "prepare") else own
+        if len(own) < len(words) and verb not in BOOT_FAMILY:
+            parser.error(f"{verb} takes no command after --")
+    args = parser.parse_args(own)
+    args.command = command
+    status: int = _module(args.verb).run(args)
+    sys.stdout.flush()
+    return status
+
+
+def _module(verb: str) -> Any:
+    suffix = "_" if verb in ("exec", "list", "help") else ""
+    return importlib.import_module(f"minivmm.cli.{verb}{suffix}")
+
+
+def _add_debug(parser: argparse.ArgumentParser, *, default: object) -> None:
+    parser.add_argument(
+        "--debug", action="store_true", default=default, help="show tracebacks of errors"
+    )
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(f"ended by {signal.Signals(number).name}")

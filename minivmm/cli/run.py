@@ -1,0 +1,271 @@
+"""Boots a machine in this process: sockets, console, command, signals; and cleans up after it.
+
+    claim directory -> resolve kernel and initrd -> build machine -> serve until the end -> clean up
+
+The first of these ends it: the machine itself, the command, --timeout, Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from minivmm import runtime
+from minivmm.accel import open_system
+from minivmm.cli.boot import BootOptions
+from minivmm.cli.console_input import ConsoleInput, in_foreground
+from minivmm.cli.ending import recorded
+from minivmm.cli.output import Output
+from minivmm.cli.terminal import HELP, RawTerminal
+from minivmm.cli.text import SCHEMA, say
+from minivmm.control import exec_client
+from minivmm.control.agent import GuestAgent
+from minivmm.control.exec_server import ExecServer
+from minivmm.control.face import Context
+from minivmm.control.qmp import QmpServer
+from minivmm.errors import GuestFailure, Interrupted, MinivmmError, Timeout, WaitTimeout
+from minivmm.guest_image import GuestImage, resolve
+from minivmm.loop import EventLoop
+from minivmm.machine import Machine, Outcome
+from minivmm.machine_spec import MachineSpec, spec_to_json
+from minivmm.units import format_size
+
+READY_TIMEOUT = 300.0
+"""Seconds that a guest may take until it can run a command; slow hosts emulate every step."""
+
+POWERDOWN_GRACE = 10.0
+"""Seconds that a guest may take to power off when we are told to end."""
+
+TAIL = 40
+"""Pieces of console output kept to be shown when a guest dies unseen."""
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+
+
+def boot_here(spec: MachineSpec, options: BootOptions) -> int:
+    """Boot `spec` on this host's /dev/kvm; returns the exit status. Raises MinivmmError."""
+    return recorded(options.status, lambda: _boot(spec, options))
+
+
+def _boot(spec: MachineSpec, options: BootOptions) -> int:
+    directory = runtime.claim(spec.name or runtime.free_name())
+    try:
+        spec = dataclasses.replace(spec, name=directory.name)
+        directory.spec_file.write_text(json.dumps(spec_to_json(spec)) + "\n")
+        image = resolve(spec, shell=not options.command)
+        return asyncio.run(_Run(spec, options, directory, image).run())
+    finally:
+        directory.remove()
+
+
+class _Run:
+    """One boot. Methods run on the loop's thread unless they say otherwise."""
+
+    def __init__(
+        self,
+        spec: MachineSpec,
+        options: BootOptions,
+        directory: runtime.MachineDir,
+        image: GuestImage,
+    ) -> None:
+        self._spec = spec
+        self._options = options
+        self._directory = directory
+        self._image = image
+        self._tail: deque[bytes] = deque(maxlen=TAIL)
+        self._signals = 0
+        self._terminal = RawTerminal(STDIN)
+
+    async def run(self) -> int:
+        """Boot and wait for the end. Raises MinivmmError for every end but an orderly one."""
+        running = asyncio.get_running_loop()
+        self._loop = EventLoop(running)
+        self._finished: asyncio.Future[int] = running.create_future()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            running.add_signal_handler(number, self._on_signal, number)
+        self._console = self._open_console()
+        system = open_system()
+        try:
+            self._machine = Machine(
+                self._spec, self._image, system, self._loop, console=self._on_console
+            )
+            try:
+                return await self._serve()
+            finally:
+                self._machine.close()
+                self._report_stats()
+        finally:
+            system.close()
+            if self._console is not None:
+                self._console.close()
+            self._terminal.restore()
+            self._directory.remove()
+
+    async def _serve(self) -> int:
+        """Sockets up, guest running, until something ends it."""
+        machine = self._machine
+        self._agent = GuestAgent(machine.board.console, machine.trace)
+        self._agent.on_ready.append(lambda: machine.stats.mark("ready"))
+        machine.on_end.append(lambda outcome: self._loop.call_soon(lambda: self._on_end(outcome)))
+        qmp = QmpServer(Context(machine, self._agent), self._loop.lock)
+        commands = ExecServer(self._agent, self._loop)
+        try:
+            await commands.start(self._directory.exec_socket)
+            await qmp.start(self._directory.qmp_socket)
+            if self._options.qmp is not None:
+                await qmp.start(self._options.qmp)
+            if self._options.timeout is not None:
+                self._loop.call_later(self._options.timeout, self._on_timeout)
+            with self._loop.lock:
+                machine.start()
+            if self._options.command:
+                threading.Thread(target=self._run_command, name="command", daemon=True).start()
+            else:
+                self._attach_terminal()
+            return await self._finished
+        finally:
+            await commands.close()
+            await qmp.close()
+
+    # -- ends --------------------------------------------------------------------------------------
+
+    def _finish(self, end: int | MinivmmError) -> None:
+        """The first end counts."""
+        if self._finished.done():
+            return
+        if isinstance(end, MinivmmError):
+            self._finished.set_exception(end)
+        else:
+            self._finished.set_result(end)
+
+    def _on_end(self, outcome: Outcome) -> None:
+        if outcome.died:
+            self._show_tail()
+            self._finish(GuestFailure(outcome.reason))
+        elif self._signals:
+            self._finish(Interrupted("interrupted"))
+        elif not self._options.command:
+            self._finish(0)
+        elif outcome.reason.startswith("host"):
+            self._finish(Interrupted("stopped from outside before the command ended"))
+        else:
+            self._finish(GuestFailure("the guest powered off before the command ended"))
+
+    def _on_timeout(self) -> None:
+        seconds = f"{self._options.timeout:g}"
+        if not self._agent.ready:
+            self._show_tail()
+        self._finish(Timeout(f"not finished after {seconds} s (--timeout)"))
+
+    def _on_signal(self, number: int) -> None:
+        """First: ask the guest to power off, if it can hear that; second: end."""
+        self._signals += 1
+        if not hasattr(self, "_agent"):
+            self._finish(Interrupted("interrupted before the guest started"))
+        elif self._signals > 1 or not self._agent.ready:
+            self._finish(Interrupted(f"ended by {signal.Signals(number).name}"))
+        else:
+            self._notice("powering off (once more to end at once)")
+            with self._loop.lock:
+                self._machine.request_powerdown()
+            self._loop.call_later(
+                POWERDOWN_GRACE, lambda: self._finish(Interrupted("the guest did not power off"))
+            )
+
+    # -- the command -------------------------------------------------------------------------------
+
+    def _run_command(self) -> None:
+        """Run it like `minivmm exec` does, in a thread of its own; its end is ours."""
+        end: int | MinivmmError
+        try:
+            end = exec_client.run(
+                self._directory.exec_socket,
+                self._options.command,
+                stdin=None if sys.stdin is None or sys.stdin.isatty() else STDIN,
+                stdout=STDOUT,
+                stderr=STDERR,
+                timeout=READY_TIMEOUT,
+            )
+        except WaitTimeout:
+            end = GuestFailure(f"the guest was not ready for a command after {READY_TIMEOUT:g} s")
+        except MinivmmError as error:
+            end = error
+        except OSError as error:  # nobody reads our output any more
+            end = Interrupted(f"output cannot be written: {error.strerror}")
+        self._loop.call_soon(lambda: self._finish(end))
+
+    # -- the console -------------------------------------------------------------------------------
+
+    def _open_console(self) -> Output | None:
+        """Where console output goes: stdout for a shell, nowhere (or stderr) beside a command."""
+        if not self._options.command:
+            return Output(STDOUT)
+        return Output(STDERR) if self._options.verbose else None
+
+    def _on_console(self, data: bytes) -> None:
+        """Any thread, lock held."""
+        if self._console is not None:
+            self._console.write(data)
+        else:
+            self._keep(data)
+
+    def _keep(self, data: bytes) -> None:
+        """Remember the last lines; the serial port gives single bytes."""
+        if self._tail and not self._tail[-1].endswith(b"\n"):
+            data = self._tail.pop() + data
+        self._tail.append(data)
+
+    def _show_tail(self) -> None:
+        if self._tail:
+            self._notice("last lines of the guest's console:")
+            sys.stderr.write(b"".join(self._tail).decode(errors="replace").replace("\r", ""))
+            sys.stderr.write("" if self._tail[-1].endswith(b"\n") else "\n")
+            sys.stderr.flush()
+
+    def _attach_terminal(self) -> None:
+        """Keys go to the guest: raw from a terminal, as they are from a pipe."""
+        if not in_foreground(STDIN):
+            return
+        on_escape: Callable[[str], None] | None = None
+        if sys.stdin is not None and sys.stdin.isatty():
+            self._notice("escape: Ctrl-A h")
+            self._terminal.__enter__()
+            on_escape = self._on_escape
+        ConsoleInput(STDIN, self._machine.board.serial, self._loop, on_escape).start()
+
+    def _on_escape(self, letter: str) -> None:
+        if letter == "x":
+            self._machine.request_quit()
+        elif letter == "s":
+            say(self._status_line())
+        elif letter == "h":
+            print(HELP, file=sys.stderr, flush=True)
+
+    def _status_line(self) -> str:
+        sizes = [
+            f"{name} {format_size(device.plugged_size)}/{format_size(device.requested_size)}"
+            for name, device in self._machine.board.memory_devices.items()
+        ]
+        return ", ".join([f"{self._machine.name} {self._machine.state}", *sizes])
+
+    # -- our own lines -----------------------------------------------------------------------------
+
+    def _notice(self, text: str) -> None:
+        if not self._options.quiet:
+            say(text)
+
+    def _report_stats(self) -> None:
+        if not self._options.stats:
+            return
+        stats = self._machine.stats
+        if self._options.json:
+            print(json.dumps({"schema": SCHEMA, **stats.report()}), file=sys.stderr, flush=True)
+        else:
+            for line in stats.lines():
+                say(line)

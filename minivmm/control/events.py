@@ -1,0 +1,66 @@
+"""QMP events on their way to clients: the message, and the throttle; no sockets here.
+
+MEMORY_DEVICE_SIZE_CHANGE comes once per plugged block group, so QEMU sends at most one per second
+and device: the first at once, then the latest of each second (QEMU monitor/monitor.c behaves so).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+THROTTLED = {"MEMORY_DEVICE_SIZE_CHANGE": 1.0}
+"""Event name -> least seconds between two of the same device."""
+
+Send = Callable[[dict[str, object]], None]
+Later = Callable[[float, Callable[[], None]], object]
+
+
+def message(name: str, data: dict[str, object]) -> dict[str, object]:
+    """The event as it goes on the wire, stamped with the time of day."""
+    microseconds = time.time_ns() // 1000
+    found: dict[str, object] = {
+        "timestamp": {"seconds": microseconds // 10**6, "microseconds": microseconds % 10**6},
+        "event": name,
+    }
+    if data:
+        found["data"] = data
+    return found
+
+
+class Throttle:
+    """Passes events to `send`, some of them late, in place of which newer ones may come.
+
+    `later(seconds, fn)` runs fn later, in the same thread.
+    """
+
+    def __init__(self, send: Send, later: Later) -> None:
+        self._send = send
+        self._later = later
+        self._waiting: dict[tuple[str, object], dict[str, object] | None] = {}
+        """Devices whose second is not over, and the event to send when it is."""
+
+    def publish(self, name: str, data: dict[str, object]) -> None:
+        """An event happened."""
+        event = message(name, data)
+        pause = THROTTLED.get(name)
+        if pause is None:
+            self._send(event)
+            return
+        key = (name, data.get("id"))
+        if key in self._waiting:
+            self._waiting[key] = event
+        else:
+            self._send_and_hold(key, event, pause)
+
+    def _send_and_hold(
+        self, key: tuple[str, object], event: dict[str, object], pause: float
+    ) -> None:
+        self._waiting[key] = None
+        self._send(event)
+        self._later(pause, lambda: self._release(key, pause))
+
+    def _release(self, key: tuple[str, object], pause: float) -> None:
+        event = self._waiting.pop(key)
+        if event is not None:
+            self._send_and_hold(key, event, pause)

@@ -1,0 +1,212 @@
+"""The QMP server: Unix sockets, negotiation, dispatch, replies, events; several clients at once.
+
+What commands do is in commands.py. All of it runs on the machine's event loop; commands run with
+the machine's lock held. Protocol: QEMU docs/interop/qmp-spec.rst; texts recorded from QEMU 7.2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+from minivmm.control import hmp  # noqa: F401 - adds human-monitor-command to the table
+from minivmm.control.commands import CAPABILITIES, COMMANDS, version
+from minivmm.control.events import Throttle
+from minivmm.control.face import Context
+from minivmm.control.lexer import Lexer, ParseError
+from minivmm.errors import HostError, MinivmmError, Refused
+
+BACKLOG_MAX = 4 << 20
+"""Bytes that may wait for a client that does not read; then it is dropped."""
+
+CLOSE_GRACE = 1.0
+"""Seconds that the last replies get to leave when the server closes."""
+
+_MEMBERS = ("execute", "arguments", "id")
+
+
+class QmpServer:
+    """Serves one machine on any number of sockets."""
+
+    def __init__(self, context: Context, lock: threading.RLock) -> None:
+        self._context = context
+        self._lock = lock
+        self._sessions: set[Session] = set()
+        self._servers: list[asyncio.Server] = []
+        self._paths: list[Path] = []
+
+    async def start(self, path: Path) -> None:
+        """Listen on `path` (mode 0600); may be called for several. Raises HostError."""
+        if not self._servers:
+            self._loop = asyncio.get_running_loop()
+            self._thread = threading.get_ident()
+            self._throttle = Throttle(self._broadcast, self._loop.call_later)
+            self._context.machine.on_event.append(self._on_event)
+        listener = _listen(path)
+        self._servers.append(await asyncio.start_unix_server(self._serve, sock=listener))
+        self._paths.append(path)
+
+    async def close(self) -> None:
+        """Stop listening, let the last replies leave, drop all clients, remove the sockets."""
+        if self._servers:
+            self._context.machine.on_event.remove(self._on_event)
+        for server in self._servers:
+            server.close()
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_GRACE):
+                await asyncio.gather(*(s.finish() for s in list(self._sessions)))
+        for session in list(self._sessions):
+            session.abort()
+        while self._sessions:
+            await asyncio.sleep(0)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        session = Session(self._context, self._lock, writer)
+        self._sessions.add(session)
+        try:
+            await session.serve(reader)
+        finally:
+            self._sessions.discard(session)
+            writer.close()
+
+    def _on_event(self, name: str, data: dict[str, object]) -> None:
+        """Any thread. On the loop's own thread events overtake the reply that caused them."""
+        if threading.get_ident() == self._thread:
+            self._throttle.publish(name, data)
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+                self._loop.call_soon_threadsafe(self._throttle.publish, name, data)
+
+    def _broadcast(self, event: dict[str, object]) -> None:
+        for session in list(self._sessions):
+            session.send_event(event)
+
+
+class Session:
+    """One client, from the greeting to its end."""
+
+    def __init__(
+        self, context: Context, lock: threading.RLock, writer: asyncio.StreamWriter
+    ) -> None:
+        self._context = context
+        self._lock = lock
+        self._writer = writer
+        self._negotiated = False
+
+    async def serve(self, reader: asyncio.StreamReader) -> None:
+        """Greet, then answer until the client leaves."""
+        self._send({"QMP": {"version": version(), "capabilities": CAPABILITIES}})
+        lexer = Lexer()
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(1 << 16):
+                for request in lexer.feed(data):
+                    self._send(self.answer(request))
+                await self._writer.drain()
+
+    def answer(self, request: object) -> dict[str, object]:
+        """The reply to one JSON value (or to the ParseError in its place)."""
+        identifier = {}
+        if isinstance(request, dict) and "id" in request:
+            identifier = {"id": request["id"]}
+        try:
+            return {"return": self._execute(request), **identifier}
+        except Refused as error:
+            failure = {"class": error.error_class, "desc": str(error)}
+        except (MinivmmError, ParseError) as error:
+            failure = {"class": "GenericError", "desc": str(error)}
+        except Exception as error:
+            failure = {"class": "GenericError", "desc": f"minivmm failed: {error!r}"}
+            traceback.print_exc()
+        return {**identifier, "error": failure}
+
+    def send_event(self, event: dict[str, object]) -> None:
+        """Pass an event on; clients that have not negotiated get none."""
+        if self._negotiated:
+            self._send(event)
+
+    async def finish(self) -> None:
+        """Return when all that was sent has left."""
+        with contextlib.suppress(ConnectionError):
+            self._writer.transport.set_write_buffer_limits(high=0)
+            await self._writer.drain()
+
+    def abort(self) -> None:
+        """Drop the client."""
+        self._writer.transport.abort()
+
+    def _execute(self, request: object) -> object:
+        name, arguments = _read_request(request)
+        if not self._negotiated and name != "qmp_capabilities":
+            raise Refused(
+                "Expecting capabilities negotiation with 'qmp_capabilities'", "CommandNotFound"
+            )
+        if self._negotiated and name == "qmp_capabilities":
+            raise Refused(
+                "Capabilities negotiation is already complete, command ignored", "CommandNotFound"
+            )
+        if name not in COMMANDS:
+            raise Refused(f"The command {name} has not been found", "CommandNotFound")
+        with self._lock:
+            result = COMMANDS[name].run(self._context, arguments)
+        self._negotiated = True
+        return result
+
+    def _send(self, message: dict[str, object]) -> None:
+        transport = self._writer.transport
+        if transport.is_closing():
+            return
+        if transport.get_write_buffer_size() > BACKLOG_MAX:
+            transport.abort()
+            return
+        self._writer.write(json.dumps(message).encode() + b"\r\n")
+
+
+def _read_request(request: object) -> tuple[str, dict[str, Any]]:
+    """Command name and arguments. Raises ParseError or Refused, in QEMU's order of checks."""
+    if isinstance(request, ParseError):
+        raise request
+    if not isinstance(request, dict):
+        raise Refused("QMP input must be a JSON object")
+    for member in request:
+        if member not in _MEMBERS:
+            raise Refused(f"QMP input member '{member}' is unexpected")
+    if "execute" not in request:
+        raise Refused("QMP input lacks member 'execute'")
+    if not isinstance(request["execute"], str):
+        raise Refused("QMP input member 'execute' must be a string")
+    arguments = request.get("arguments", {})
+    if not isinstance(arguments, dict):
+        raise Refused("QMP input member 'arguments' must be an object")
+    return request["execute"], arguments
+
+
+def _listen(path: Path) -> socket.socket:
+    """A listening socket at `path` that only its owner can use; a stale one is replaced."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(str(path)) == 0:
+                    raise HostError(f"socket {path} is in use by another process: choose another")
+            path.unlink()
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+    except OSError as error:
+        listener.close()
+        raise HostError(f"cannot listen on {path}: {error}") from error
+    except HostError:
+        listener.close()
+        raise
+    return listener

@@ -1,0 +1,160 @@
+"""The object tree that qom-get, qom-set and qom-list see: paths, properties, QEMU's names for them.
+
+    /                                   container
+    /machine                            the machine
+    /machine/peripheral                 devices given on the command line, by id
+    /machine/peripheral/vmem0           virtio-mem-pci
+    /objects/vmem0-memory               the memory behind it
+
+The tree is a view built for each command; nothing is stored here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from minivmm.control.face import ControlledMachine, MemoryDevice
+from minivmm.errors import Refused
+
+UINT64_MAX = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Property:
+    """`type` as qom-list shows it. `set` raises Refused for values it does not take."""
+
+    type: str
+    get: Callable[[], object]
+    set: Callable[[object], None]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One object: its QOM type and what it has."""
+
+    type: str
+    properties: Mapping[str, Property] = field(default_factory=dict)
+
+
+def qom_get(machine: ControlledMachine, path: str, name: str) -> object:
+    """Value of property `name` of the object at `path`. Raises Refused."""
+    return _property(machine, path, name).get()
+
+
+def qom_set(machine: ControlledMachine, path: str, name: str, value: object) -> None:
+    """Set it. Raises Refused; UsageError where the device itself refuses the value."""
+    _property(machine, path, name).set(value)
+
+
+def qom_list(machine: ControlledMachine, path: str) -> list[dict[str, str]]:
+    """Properties and children of the object at `path`. Raises Refused."""
+    tree = _tree(machine)
+    found = _resolve(tree, path)
+    rows = [{"name": "type", "type": "string"}]
+    rows += [{"name": name, "type": p.type} for name, p in tree[found].properties.items()]
+    prefix = found.rstrip("/") + "/"
+    for child, node in tree.items():
+        name = child.removeprefix(prefix)
+        if child.startswith(prefix) and name and "/" not in name:
+            rows.append({"name": name, "type": f"child<{node.type}>"})
+    return rows
+
+
+def memory_path(device: MemoryDevice) -> str:
+    """Path of the memory behind `device`; what QEMU calls its memdev."""
+    return f"/objects/{device.identifier}-memory"
+
+
+def device_path(device: MemoryDevice) -> str:
+    """Path of the device itself."""
+    return f"/machine/peripheral/{device.identifier}"
+
+
+def _tree(machine: ControlledMachine) -> dict[str, Node]:
+    tree = {
+        "/": Node("container"),
+        "/objects": Node("container"),
+        "/machine": Node("minivmm-machine"),
+        "/machine/peripheral": Node("container"),
+    }
+    for device in machine.memory_devices.values():
+        tree[device_path(device)] = Node("virtio-mem-pci", _virtio_mem(device))
+        tree[memory_path(device)] = Node("memory-backend-ram", _memory(device))
+    return tree
+
+
+def _resolve(tree: Mapping[str, Node], path: str) -> str:
+    """Full path for an absolute one, or for one that ends exactly one full path ("vmem0")."""
+    if path.startswith("/"):
+        full = "/" + path.strip("/")
+        matches = [full] if full in tree else []
+    else:
+        matches = [full for full in tree if path and full.endswith("/" + path)]
+    if len(matches) > 1:
+        raise Refused(f"Path '{path}' does not uniquely identify an object")
+    if not matches:
+        raise Refused(f"Device '{path}' not found", "DeviceNotFound")
+    return matches[0]
+
+
+def _property(machine: ControlledMachine, path: str, name: str) -> Property:
+    tree = _tree(machine)
+    node = tree[_resolve(tree, path)]
+    if name == "type":
+        return _read_only("string", lambda: node.type, f"{node.type}.type")
+    if name not in node.properties:
+        raise Refused(f"Property '{node.type}.{name}' not found")
+    return node.properties[name]
+
+
+def _virtio_mem(device: MemoryDevice) -> dict[str, Property]:
+    """Properties of a virtio-mem device, under QEMU's names (hw/virtio/virtio-mem.c)."""
+
+    def set_requested_size(value: object) -> None:
+        device.set_requested_size(_uint64("requested-size", value))
+
+    def refuse_block_size(value: object) -> None:
+        raise Refused("'block-size' cannot be changed")
+
+    return {
+        "requested-size": Property("size", lambda: device.requested_size, set_requested_size),
+        "size": _read_only("size", lambda: device.plugged_size, "virtio-mem.size"),
+        "block-size": Property("size", lambda: device.block_size, refuse_block_size),
+        "memaddr": _fixed("uint64", "memaddr", lambda: device.window.base),
+        "node": _fixed("uint32", "node", lambda: device.spec.node),
+        "memdev": _fixed("link<memory-backend>", "memdev", lambda: memory_path(device)),
+        "unplugged-inaccessible": _fixed(
+            "OnOffAuto", "unplugged-inaccessible", lambda: device.spec.unplugged_inaccessible
+        ),
+    }
+
+
+def _memory(device: MemoryDevice) -> dict[str, Property]:
+    return {"size": _read_only("size", lambda: device.window.size, "memory-backend-ram.size")}
+
+
+def _read_only(kind: str, get: Callable[[], object], what: str) -> Property:
+    def refuse(value: object) -> None:
+        raise Refused(f"Property '{what}' is not writable")
+
+    return Property(kind, get, refuse)
+
+
+def _fixed(kind: str, name: str, get: Callable[[], object]) -> Property:
+    """A property that only the command line sets."""
+
+    def refuse(value: object) -> None:
+        raise Refused(
+            f"Attempt to set property '{name}' on anonymous device (type 'virtio-mem')"
+            " after it was realized"
+        )
+
+    return Property(kind, get, refuse)
+
+
+def _uint64(name: str, value: object) -> int:
+    """`value` as QEMU reads a size from QMP: an integer; a negative one wraps around."""
+    if isinstance(value, bool) or not isinstance(value, int) or value > UINT64_MAX:
+        raise Refused(f"Parameter '{name}' expects uint64")
+    return value & UINT64_MAX

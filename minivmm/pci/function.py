@@ -1,0 +1,166 @@
+"""A PCI function: identity, BARs, the command register. What its BARs do is for its heirs.
+
+Bus placement (which BAR is decoded where) is decided by host.py, the one place that sees all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from minivmm.bus import BusDevice
+from minivmm.pci.config import ConfigSpace
+from minivmm.spec import pci
+from minivmm.units import is_power_of_two
+
+_COMMAND_BITS = pci.Command.MEMORY_SPACE | pci.Command.BUS_MASTER | pci.Command.INTX_DISABLE
+
+
+@dataclass(slots=True)
+class Bar:
+    """A memory BAR: `size` bytes (power of two) behind BAR register `index`, and its device."""
+
+    index: int
+    size: int
+    device: BusDevice
+    name: str
+    wide: bool
+    """64-bit: takes register `index` + 1 as well."""
+    prefetchable: bool
+    mapped: int | None = None
+    """The guest physical address at which it is decoded now."""
+
+    @property
+    def flags(self) -> int:
+        """The read-only low bits of the register."""
+        flags = pci.BarFlags(0)
+        if self.wide:
+            flags |= pci.BarFlags.TYPE_64
+        if self.prefetchable:
+            flags |= pci.BarFlags.PREFETCHABLE
+        return int(flags)
+
+    @property
+    def offset(self) -> int:
+        """Where its register lies in configuration space."""
+        return pci.BAR0 + 4 * self.index
+
+    @property
+    def width(self) -> int:
+        """Bytes of its register: 4 or 8."""
+        return 8 if self.wide else 4
+
+    @property
+    def registers(self) -> range:
+        """The BAR registers that it takes."""
+        return range(self.index, self.index + self.width // 4)
+
+
+class PciFunction:
+    """A single-function PCI device with memory BARs only and no INTx pin."""
+
+    name: str = "function"
+    """Short name for the bus, traces and inspect()."""
+
+    def __init__(self, header: pci.Header) -> None:
+        self.config = ConfigSpace(header)
+        self.bars: list[Bar] = []
+        self.slot = 0
+        """Device number on bus 0; host.py sets it."""
+        self.on_decode_change: Callable[[], None] | None = None
+        """Called when the wanted place of a BAR may have changed; host.py sets it."""
+        self._was_master = False
+        self.config.declare(pci.COMMAND, bytes(2), _COMMAND_BITS.to_bytes(2, "little"))
+        self.config.declare(pci.CACHE_LINE_SIZE, b"\0", b"\xff")
+        self.config.declare(pci.INTERRUPT_LINE, b"\0", b"\xff")
+        self.config.watch(pci.COMMAND, 2, after_write=self._command_written)
+
+    @property
+    def address(self) -> str:
+        """The function's address as people write it."""
+        return f"0000:00:{self.slot:02x}.0"
+
+    @property
+    def bus_master(self) -> bool:
+        """May the function access memory and send messages? (PCI 6.2.2, bit 2)"""
+        return bool(self.config.get(pci.COMMAND, 2) & pci.Command.BUS_MASTER)
+
+    def add_bar(
+        self,
+        index: int,
+        size: int,
+        device: BusDevice,
+        *,
+        name: str,
+        wide: bool = False,
+        prefetchable: bool = False,
+    ) -> Bar:
+        """Declare BAR `index` of `size` bytes. Raises ValueError if that is not possible."""
+        bar = Bar(index, size, device, name, wide, prefetchable)
+        taken = {index for other in self.bars for index in other.registers}
+        possible = is_power_of_two(size) and size >= 16 and bar.registers[-1] < pci.BARS
+        if not possible or taken & set(bar.registers):
+            raise ValueError(f"BAR {index} of {size} bytes is not possible")
+        self.bars.append(bar)
+        mask = -size & ((1 << 8 * bar.width) - 1)
+        self.config.declare(
+            bar.offset,
+            bar.flags.to_bytes(bar.width, "little"),
+            mask.to_bytes(bar.width, "little"),
+        )
+        self.config.watch(bar.offset, bar.width, after_write=self._decode_changed)
+        return bar
+
+    def place_bar(self, bar: Bar, address: int) -> None:
+        """Write `address` (aligned to the BAR's size) into its register, as firmware would."""
+        self.config.set(bar.offset, bar.width, address | bar.flags)
+        self._decode_changed()
+
+    def wanted_address(self, bar: Bar) -> int | None:
+        """Where the guest wants `bar`; None while memory space is off."""
+        if not self.config.get(pci.COMMAND, 2) & pci.Command.MEMORY_SPACE:
+            return None
+        return self.config.get(bar.offset, bar.width) & -bar.size
+
+    def set_interrupt_status(self, pending: bool) -> None:
+        """The Interrupt Status bit, which is there with or without a pin (PCI-D-21)."""
+        status = self.config.get(pci.STATUS, 2) & ~pci.Status.INTERRUPT
+        self.config.set(pci.STATUS, 2, status | (pci.Status.INTERRUPT if pending else 0))
+
+    def reset(self) -> None:
+        """As after power-on: nothing decoded, no bus master, BARs 0."""
+        self.config.reset()
+        self._command_written()
+
+    def on_bar_moved(self, bar: Bar) -> None:
+        """`bar.mapped` changed. Heirs bind doorbells here."""
+
+    def on_bus_master(self, enabled: bool) -> None:
+        """Bus mastering was switched. Heirs stop or resume work here."""
+
+    def inspect(self) -> dict[str, object]:
+        """Identity, command register and BARs."""
+        return {
+            "name": self.name,
+            "vendor": f"{self.config.get(0, 2):#06x}",
+            "device": f"{self.config.get(2, 2):#06x}",
+            "command": pci.Command(self.config.get(pci.COMMAND, 2)).name or "off",
+            "bars": {
+                bar.index: {
+                    "name": bar.name,
+                    "size": bar.size,
+                    "address": None if bar.mapped is None else f"{bar.mapped:#x}",
+                }
+                for bar in self.bars
+            },
+        }
+
+    def _command_written(self) -> None:
+        self._decode_changed()
+        if self.bus_master != self._was_master:
+            self._was_master = self.bus_master
+            self.on_bus_master(self._was_master)
+
+    def _decode_changed(self) -> None:
+        if self.on_decode_change:
+            self.on_decode_change()

@@ -1,0 +1,100 @@
+"""A descriptor chain as device models see it: bytes in, bytes out, whatever the driver's framing.
+
+Which descriptors belong to it is the business of the queue formats. Buffers are kept as guest
+addresses and translated at every access: memory can be unplugged while a chain is being worked on.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from minivmm.errors import DeviceBroken, GuestAddressError
+from minivmm.memory.guest import GuestMemory
+from minivmm.spec.virtio import MAX_CHAIN_BYTES
+
+
+class ChainOwner(Protocol):
+    """The queue that a chain came from."""
+
+    memory: GuestMemory
+    closed: bool
+
+
+class BufferChain:
+    """The Chain of every queue format; `head` is what the used ring calls it."""
+
+    __slots__ = ("_owner", "_readable_parts", "_writable_parts", "head", "readable", "writable")
+
+    def __init__(self, owner: ChainOwner, head: int) -> None:
+        self.head = head
+        self.readable = 0
+        self.writable = 0
+        self._owner = owner
+        self._readable_parts: list[tuple[int, int]] = []
+        self._writable_parts: list[tuple[int, int]] = []
+
+    def add(self, gpa: int, length: int, *, writable: bool) -> None:
+        """Append a buffer of `length` bytes at `gpa`; empty ones are ignored.
+
+        Raises DeviceBroken: readable after writable (SPL-V-2), more than 2^32 bytes in all
+        (SPL-V-3), or not guest RAM.
+        """
+        if not writable and self._writable_parts:
+            raise DeviceBroken(f"chain {self.head}: readable buffer after a writable one")
+        if self.readable + self.writable + length > MAX_CHAIN_BYTES:
+            raise DeviceBroken(f"chain {self.head}: longer than 4 GiB")
+        if not length:
+            return
+        try:
+            self._owner.memory.check(gpa, length)
+        except GuestAddressError as error:
+            raise DeviceBroken(f"chain {self.head}: {error}") from error
+        if writable:
+            self._writable_parts.append((gpa, length))
+            self.writable += length
+        else:
+            self._readable_parts.append((gpa, length))
+            self.readable += length
+
+    def read(self, limit: int | None = None) -> bytes:
+        """A copy of the first `limit` readable bytes (all by default), taken now.
+
+        Raises DeviceBroken if the memory was unplugged meanwhile.
+        """
+        left = self.readable if limit is None else min(limit, self.readable)
+        pieces: list[bytes] = []
+        for gpa, length in self._readable_parts:
+            if left <= 0:
+                break
+            pieces.append(self._load(gpa, min(length, left)))
+            left -= length
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def write(self, data: bytes) -> None:
+        """Store `data` at the start of the writable part. Raises ValueError if it does not fit.
+
+        Raises DeviceBroken if the memory was unplugged meanwhile. Does nothing once the queue is
+        closed: after a device reset that memory belongs to somebody else (GEN-D-5).
+        """
+        if len(data) > self.writable:
+            raise ValueError(f"{len(data)} bytes for a writable part of {self.writable}")
+        if self._owner.closed:
+            return
+        done = 0
+        for gpa, length in self._writable_parts:
+            if done >= len(data):
+                break
+            self._store(gpa, data[done : done + length])
+            done += length
+
+    def _load(self, gpa: int, length: int) -> bytes:
+        try:
+            return self._owner.memory.read(gpa, length)
+        except GuestAddressError as error:
+            raise DeviceBroken(f"chain {self.head}: {error}") from error
+
+    def _store(self, gpa: int, data: bytes) -> None:
+        try:
+            self._owner.memory.write(gpa, data)
+        except GuestAddressError as error:
+            raise DeviceBroken(f"chain {self.head}: {error}") from error

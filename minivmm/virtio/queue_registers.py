@@ -1,0 +1,66 @@
+"""What the driver programs for one queue before it is live: size, three addresses, enable."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from minivmm.errors import DeviceBroken
+from minivmm.units import is_power_of_two
+from minivmm.virtio.queue.queue import QueueLayout
+
+
+class Part(Enum):
+    """The three areas of a queue, by the names of the common configuration."""
+
+    DESCRIPTORS = "descriptors"
+    DRIVER = "driver"
+    DEVICE = "device"
+
+
+class QueueRegisters:
+    """One queue's registers; frozen once it is enabled, until reset."""
+
+    def __init__(self, max_size: int) -> None:
+        self._max_size = max_size
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to the defaults: largest size, no addresses, disabled (PCI-D-13)."""
+        self.size = self._max_size
+        self.enabled = False
+        self._refused_size: int | None = None
+        self._addresses = dict.fromkeys(Part, 0)
+
+    def set_size(self, size: int) -> None:
+        """Descriptors, written by the driver. Sizes that the format forbids are not taken over.
+
+        They are remembered, though: the driver believes in them, so layout() fails (PCI-D-16, B.7).
+        """
+        if self.enabled:
+            return
+        if is_power_of_two(size) and size <= self._max_size:
+            self.size, self._refused_size = size, None
+        else:
+            self._refused_size = size
+
+    def address(self, part: Part) -> int:
+        """Guest physical address of `part`."""
+        return self._addresses[part]
+
+    def set_address(self, part: Part, gpa: int) -> None:
+        """Guest physical address of `part`, written by the driver; judged when the queue opens."""
+        if not self.enabled:
+            self._addresses[part] = gpa
+
+    def layout(self) -> QueueLayout:
+        """Everything as the queue formats want it. Raises DeviceBroken if a size was refused."""
+        if self._refused_size is not None:
+            raise DeviceBroken(
+                f"queue size {self._refused_size} is not a power of two up to {self._max_size}"
+            )
+        return QueueLayout(
+            self.size,
+            self._addresses[Part.DESCRIPTORS],
+            self._addresses[Part.DRIVER],
+            self._addresses[Part.DEVICE],
+        )

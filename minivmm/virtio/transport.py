@@ -1,0 +1,306 @@
+"""What every virtio transport shares: status machine, features, queues' life, kicks, reset.
+
+    0 --ACKNOWLEDGE, DRIVER--> features --FEATURES_OK--> queues --DRIVER_OK--> live
+    live --violation or bug--> NEEDS_RESET        any --FAILED--> stopped        any --0--> 0
+
+How registers are reached and how an interrupt leaves is the transport's own (pci.py): it calls the
+methods here and is the Notifier. All methods run with the machine's lock held.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from minivmm.errors import DeviceBroken
+from minivmm.memory.guest import GuestMemory
+from minivmm.spec.virtio import DeviceStatus, Feature
+from minivmm.trace import Trace
+from minivmm.virtio.device import VirtioDevice
+from minivmm.virtio.queue import open_queue
+from minivmm.virtio.queue.queue import VirtQueue
+from minivmm.virtio.queue_registers import QueueRegisters
+
+TRANSPORT_FEATURES = Feature.VERSION_1.mask | Feature.INDIRECT_DESC.mask | Feature.EVENT_IDX.mask
+"""Offered for every device, whatever its type."""
+
+Defer = Callable[[Callable[[], None]], None]
+"""defer(fn): call fn later, on the event loop, with the lock held."""
+
+_DRIVER_BITS = (
+    DeviceStatus.ACKNOWLEDGE
+    | DeviceStatus.DRIVER
+    | DeviceStatus.FEATURES_OK
+    | DeviceStatus.DRIVER_OK
+    | DeviceStatus.FAILED
+)
+_LIVE_MASK = int(DeviceStatus.DRIVER_OK | DeviceStatus.NEEDS_RESET | DeviceStatus.FAILED)
+_LIVE = int(DeviceStatus.DRIVER_OK)
+
+
+class Notifier(Protocol):
+    """How notifications leave, and what the bus allows."""
+
+    def notify_queue(self, index: int) -> None:
+        """Used buffers of queue `index` want attention."""
+
+    def notify_config(self) -> None:
+        """Configuration space or status changed."""
+
+    def on_device_reset(self) -> None:
+        """Forget interrupt mappings and everything that has not been delivered."""
+
+    @property
+    def bus_master(self) -> bool:
+        """May the device touch guest memory?"""
+
+
+class Transport:
+    """The half of a virtio device that no device model sees; it is also their Signals."""
+
+    def __init__(
+        self,
+        device: VirtioDevice,
+        notifier: Notifier,
+        *,
+        memory: GuestMemory,
+        trace: Trace,
+        defer: Defer,
+    ) -> None:
+        sizes = device.traits.queue_sizes
+        self.device = device
+        self.status = DeviceStatus(0)
+        self.device_features = TRANSPORT_FEATURES | device.offered_features()
+        self.driver_features = 0
+        self.queue_registers = tuple(QueueRegisters(size) for size in sizes)
+        self._notifier = notifier
+        self._memory = memory
+        self._trace = trace
+        self._defer = defer
+        self._generation = 0
+        self._generation_seen = False
+        self._queues: list[VirtQueue | None] = [None] * len(sizes)
+        self._busy: set[int] = set()
+        self._kicked_again: set[int] = set()
+        self._deferred: dict[int, VirtQueue] = {}
+        device.attach(memory, self)
+
+    @property
+    def live(self) -> bool:
+        """May the device use its queues and notify the driver? (GEN-D-1, GEN-D-2)"""
+        return int(self.status) & _LIVE_MASK == _LIVE
+
+    def inspect(self) -> dict[str, object]:
+        """Status, features and live queues."""
+        return {
+            "status": self.status.name or "reset",
+            "device-features": f"{self.device_features:#x}",
+            "driver-features": f"{self.driver_features:#x}",
+            "config-generation": self._generation,
+            "queues": {q.index: q.inspect() for q in self._queues if q is not None},
+        }
+
+    # -- status and features: what the driver writes -----------------------------------------------
+
+    def write_status(self, value: int) -> None:
+        """device_status: 0 resets, other values can only add bits (reference B.7)."""
+        if value == 0:
+            self.reset()
+            return
+        added = DeviceStatus(value) & _DRIVER_BITS & ~self.status
+        if DeviceStatus.FEATURES_OK in added and not self._features_acceptable():
+            added &= ~DeviceStatus.FEATURES_OK
+        if DeviceStatus.FEATURES_OK not in self.status | added:
+            added &= ~DeviceStatus.DRIVER_OK
+        if not added:
+            return
+        self.status |= added
+        self.trace("status", status=self.status.name)
+        if DeviceStatus.FAILED in added:
+            self._close_queues()
+        elif DeviceStatus.DRIVER_OK in added:
+            self._start()
+
+    def device_feature_word(self, word: int) -> int:
+        """Offered features, bits 32 * `word` and up; 0 where there are none (PCI-D-9)."""
+        return self.device_features >> 32 * word & 0xFFFF_FFFF if word < 4 else 0
+
+    def driver_feature_word(self, word: int) -> int:
+        """What the driver wrote for that word (PCI-D-10)."""
+        return self.driver_features >> 32 * word & 0xFFFF_FFFF if word < 4 else 0
+
+    def write_driver_features(self, word: int, value: int) -> None:
+        """Features that the driver wants; ignored after FEATURES_OK.
+
+        Bits that were not offered are kept, so that FEATURES_OK can be refused because of them.
+        """
+        if DeviceStatus.FEATURES_OK in self.status or word >= 4:
+            return
+        others = self.driver_features & ~(0xFFFF_FFFF << 32 * word)
+        self.driver_features = others | value << 32 * word
+
+    def enable_queue(self, index: int, value: int) -> None:
+        """queue_enable: 1 freezes the queue's registers; anything else is ignored (B.7).
+
+        Possible between FEATURES_OK and DRIVER_OK. What is wrong with the registers shows at
+        DRIVER_OK, as NEEDS_RESET.
+        """
+        settled = self.status & (DeviceStatus.FEATURES_OK | DeviceStatus.DRIVER_OK)
+        if value == 1 and settled == DeviceStatus.FEATURES_OK:
+            self.queue_registers[index].enabled = True
+
+    def reset(self) -> None:
+        """Device reset (GEN-D-5): afterwards nothing touches queues or notifies the driver."""
+        if self.status:
+            self.trace("reset")
+        self.status = DeviceStatus(0)
+        self._close_queues()
+        for registers in self.queue_registers:
+            registers.reset()
+        self.driver_features = 0
+        self._notifier.on_device_reset()
+        with self._guarded("reset"):
+            self.device.reset()
+        self.status = DeviceStatus(0)  # even if the model failed: drivers poll for 0 (PCI-D-12)
+
+    # -- configuration space -----------------------------------------------------------------------
+
+    def read_generation(self) -> int:
+        """config_generation; the next change after this read will be visible (PCI-D-11)."""
+        self._generation_seen = True
+        return self._generation
+
+    def read_config(self, offset: int, size: int) -> int:
+        """`size` bytes at `offset` of the configuration space; zeroes behind its end."""
+        data = b""
+        with self._guarded("config_space"):
+            data = self.device.config_space()
+        return int.from_bytes(data[offset : offset + size], "little")
+
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        """The driver's write, if it lies inside the configuration space."""
+        if offset + size <= self.device.traits.config_size:
+            with self._guarded("write_config"):
+                self.device.write_config(offset, value.to_bytes(size, "little"))
+
+    # -- Signals: what device models call ----------------------------------------------------------
+
+    def config(self, *, notify: bool = True) -> None:
+        """Configuration space changed.
+
+        The generation moves once per value that the driver has seen, so it cannot wrap around to
+        that value, however many changes pass unread (PCI-D-11). Before DRIVER_OK it moves as well
+        (drivers read early, GEN-D-6), but neither ISR nor interrupt tell of it (reference E.4).
+        """
+        if self._generation_seen:
+            self._generation = (self._generation + 1) & 0xFF
+            self._generation_seen = False
+        if notify and self.live:
+            self._notifier.notify_config()
+
+    def queue(self, index: int) -> None:
+        """Used buffers of queue `index` want attention."""
+        if self.live:
+            self._notifier.notify_queue(index)
+
+    def kick(self, index: int) -> None:
+        """Let the device handle queue `index`, if it is live; from the driver or from the device.
+
+        Whatever goes wrong in there breaks the device and nothing else. A kick during the handling
+        of the same queue comes after it, as does the rest of a queue with more work than a bound.
+        """
+        queue = self._queues[index]
+        if queue is None or not self.live or not self._notifier.bus_master:
+            return
+        if index in self._busy:
+            self._kicked_again.add(index)
+            return
+        self._busy.add(index)
+        with self._guarded("handle_queue"):
+            self.device.handle_queue(index, queue)
+        self._busy.discard(index)
+        if queue.interrupted or index in self._kicked_again:
+            queue.interrupted = False
+            self._kicked_again.discard(index)
+            self._kick_later(index, queue)
+
+    def kick_all(self) -> None:
+        """Look at every live queue: kicks were ignored until now."""
+        for index in range(len(self._queues)):
+            self.kick(index)
+
+    def trace(self, name: str, **fields: object) -> None:
+        """Emit a trace event with the device's identifier as its source."""
+        self._trace.emit(self.device.identifier, name, **fields)
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _features_acceptable(self) -> bool:
+        chosen = self.driver_features
+        refused = ""
+        if chosen & ~self.device_features:
+            refused = f"{chosen & ~self.device_features:#x} was not offered"
+        elif not chosen & Feature.VERSION_1.mask:
+            refused = "VERSION_1 is missing"
+        else:
+            accepted = False
+            with self._guarded("accept_features"):
+                accepted = self.device.accept_features(chosen)
+            refused = "" if accepted else "the device needs others"
+        self.trace("features", chosen=f"{chosen:#x}", refused=refused)
+        return not refused
+
+    def _start(self) -> None:
+        """DRIVER_OK: open the enabled queues, then look at rings that were filled early (B.7)."""
+        with self._guarded("start"):
+            for index, registers in enumerate(self.queue_registers):
+                if registers.enabled:
+                    self._queues[index] = open_queue(
+                        index, self._memory, registers.layout(), self.driver_features
+                    )
+            self.device.start(tuple(self._queues))
+        self.kick_all()
+
+    def _kick_later(self, index: int, queue: VirtQueue) -> None:
+        """One deferred kick at a time, forgotten if the queue is gone by then."""
+        if self._deferred.get(index) is queue:
+            return
+        self._deferred[index] = queue
+
+        def again() -> None:
+            if self._deferred.get(index) is queue:
+                del self._deferred[index]
+                self.kick(index)
+
+        self._defer(again)
+
+    def _close_queues(self) -> None:
+        for index, queue in enumerate(self._queues):
+            if queue is not None:
+                queue.close()
+            self._queues[index] = None
+        self._deferred.clear()
+        self._kicked_again.clear()
+
+    @contextmanager
+    def _guarded(self, what: str) -> Iterator[None]:
+        """Run device code: the driver's violations and our own bugs both break only the device."""
+        try:
+            yield
+        except DeviceBroken as error:
+            self._break(str(error))
+        except Exception:
+            self._break(f"{what} failed", traceback=traceback.format_exc())
+
+    def _break(self, why: str, **fields: object) -> None:
+        """DEVICE_NEEDS_RESET: stop consuming, tell the driver; only a reset cures (GEN-D-2)."""
+        if DeviceStatus.NEEDS_RESET in self.status:
+            return
+        was_live = self.live
+        self.status |= DeviceStatus.NEEDS_RESET
+        self._close_queues()
+        self.trace("broken", why=why, **fields)
+        if was_live:
+            self._notifier.notify_config()

@@ -1,0 +1,57 @@
+"""Guests for tests: real kernels on this machine's /dev/kvm (scripts/test runs these in the lab)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from harness import Guest
+
+from minivmm.accel import probe
+
+KERNELS = ("6.12", "6.1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.guest)
+            item.add_marker(pytest.mark.timeout(300))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def usable_kvm() -> None:
+    """Fail, do not skip: scripts/test starts these tests only where they can run."""
+    accel = probe()
+    if not accel.usable:
+        pytest.fail(f"{accel.reason}: run these tests with `minivmm lab -- pytest tests/guest`")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A runtime directory of our own, with a short path."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("run")
+        patch.setenv("MINIVMM_RUNTIME_DIR", str(path))
+        yield path
+
+
+@pytest.fixture(scope="session", params=KERNELS)
+def kernel(request: pytest.FixtureRequest) -> str:
+    """Each supported stock kernel in turn."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def guest(kernel: str) -> Iterator[Guest]:
+    """A ready guest with one empty 4 GiB device, shared by the tests of a file."""
+    with Guest("-k", kernel, "-m", "512M", "--device", DEVICE) as started:
+        yield started
+
+
+DEVICE = "virtio-mem-pci,id=vmem0,size=4G,block-size=2M,requested-size=0"

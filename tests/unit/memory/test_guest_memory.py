@@ -1,0 +1,197 @@
+"""The guest physical address space: bounds, region boundaries, guards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minivmm.errors import GuestAddressError
+from minivmm.memory.guest import GuestMemory, Slot
+from minivmm.memory.region import Region
+from minivmm.spec.record import Record, record, u16, u64
+from minivmm.units import GIB, MIB
+
+LOW, NEXT, HIGH = 0, 2 * MIB, 4 * GIB
+
+
+@record
+class Sample(Record):
+    """Something with a size."""
+
+    first: int = u16()
+    second: int = u64()
+
+
+@pytest.fixture(scope="module")
+def memory() -> Iterator[GuestMemory]:
+    """Two adjacent regions at 0, and one at 4 GiB."""
+    memory = GuestMemory()
+    memory.add(HIGH, Region(2 * MIB), name="high")
+    memory.add(LOW, Region(2 * MIB), name="low")
+    memory.add(NEXT, Region(2 * MIB), name="next")
+    yield memory
+    memory.close()
+
+
+def test_view_is_writable_and_not_a_copy(memory: GuestMemory) -> None:
+    memory.view(HIGH + 16, 2)[:] = b"hi"
+
+    assert memory.read(HIGH + 16, 2) == b"hi"
+
+
+@pytest.mark.parametrize(
+    ("gpa", "length"),
+    [
+        (-1, 1),
+        (-1, 2),
+        (4 * MIB, 1),
+        (4 * MIB - 1, 2),
+        (HIGH - 1, 1),
+        (HIGH - 1, 2),
+        (HIGH + 2 * MIB - 1, 2),
+        (HIGH + 2 * MIB, 1),
+        (HIGH, 1 << 64),
+        ((1 << 64) - 1, 2),
+    ],
+)
+def test_bytes_outside_ram_are_refused(memory: GuestMemory, gpa: int, length: int) -> None:
+    for access in (memory.view, memory.read, memory.check):
+        with pytest.raises(GuestAddressError, match="not in guest RAM"):
+            access(gpa, length)
+    if length < 16:
+        with pytest.raises(GuestAddressError, match="not in guest RAM"):
+            memory.write(gpa, bytes(length))
+
+
+def test_negative_length_is_refused(memory: GuestMemory) -> None:
+    with pytest.raises(GuestAddressError):
+        memory.view(HIGH, -1)
+
+
+def test_view_does_not_cross_regions(memory: GuestMemory) -> None:
+    with pytest.raises(GuestAddressError):
+        memory.view(NEXT - 1, 2)
+
+
+def test_read_and_write_cross_adjacent_regions(memory: GuestMemory) -> None:
+    memory.write(NEXT - 2, b"abcd")
+
+    assert memory.read(NEXT - 2, 4) == b"abcd"
+    assert memory.read(NEXT, 2) == b"cd"
+    memory.check(NEXT - 2, 4)
+
+
+def test_write_that_leaves_ram_writes_nothing(memory: GuestMemory) -> None:
+    memory.write(4 * MIB - 2, b"..")
+
+    with pytest.raises(GuestAddressError):
+        memory.write(4 * MIB - 2, b"abcd")
+
+    assert memory.read(4 * MIB - 2, 2) == b".."
+
+
+def test_nothing_can_be_read_anywhere(memory: GuestMemory) -> None:
+    assert memory.read(GIB, 0) == b""
+
+
+def test_records_are_stored_and_loaded(memory: GuestMemory) -> None:
+    memory.store(NEXT - 5, Sample(first=0x1234, second=1 << 63))
+
+    assert memory.load(NEXT - 5, Sample) == Sample(first=0x1234, second=1 << 63)
+
+
+def test_error_names_address_and_length_in_hex(memory: GuestMemory) -> None:
+    with pytest.raises(GuestAddressError, match=r"0x100200000\+0x10") as caught:
+        memory.view(HIGH + 2 * MIB, 16)
+
+    assert (caught.value.gpa, caught.value.length) == (HIGH + 2 * MIB, 16)
+
+
+@pytest.mark.parametrize("gpa", [0, MIB, 3 * MIB])
+def test_overlapping_region_is_a_programming_error(memory: GuestMemory, gpa: int) -> None:
+    region = Region(2 * MIB)
+
+    with pytest.raises(ValueError, match="overlaps"):
+        memory.add(gpa, region, name="other")
+
+    region.close()
+
+
+def test_slots_are_listed_by_address(memory: GuestMemory) -> None:
+    assert [slot.name for slot in memory.slots] == ["low", "next", "high"]
+    assert list(memory.inspect()) == ["0x0", "0x200000", "0x100000000"]
+
+
+class Recorder:
+    """A listener."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def on_map(self, slot: Slot) -> None:
+        """Remember the name."""
+        self.names.append(slot.name)
+
+
+def test_listener_hears_of_present_and_future_regions() -> None:
+    memory, listener = GuestMemory(), Recorder()
+    memory.add(0, Region(4096), name="early")
+
+    memory.subscribe(listener)
+    memory.add(MIB, Region(4096), name="late")
+
+    assert listener.names == ["early", "late"]
+    memory.close()
+
+
+def test_guard_sees_offsets_and_decides() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def second_half_only(offset: int, length: int) -> bool:
+        asked.append((offset, length))
+        return offset >= MIB
+
+    memory = GuestMemory()
+    memory.add(HIGH, Region(2 * MIB), name="vmem0", guard=second_half_only)
+
+    memory.write(HIGH + MIB, b"x")
+    for access in (memory.view, memory.read, memory.check):
+        with pytest.raises(GuestAddressError, match="unplugged memory of vmem0"):
+            access(HIGH + MIB - 1, 2)
+
+    assert asked[0] == (MIB, 1)
+    memory.close()
+
+
+def test_closed_memory_has_no_ram() -> None:
+    memory = GuestMemory()
+    memory.add(0, Region(4096), name="ram")
+    memory.close()
+
+    with pytest.raises(GuestAddressError):
+        memory.read(0, 1)
+
+
+def test_region_is_found_again_after_many_were_added() -> None:
+    memory = GuestMemory()
+    for number in reversed(range(16)):
+        memory.add(number * MIB, Region(4096), name=str(number))
+        memory.write(number * MIB, bytes([number]))
+
+    assert [memory.read(number * MIB, 1)[0] for number in range(16)] == list(range(16))
+    memory.close()
+
+
+@given(gpa=st.integers(-4, 4 * MIB + 4), data=st.binary(min_size=1, max_size=16))
+def test_write_either_reads_back_or_is_refused(memory: GuestMemory, gpa: int, data: bytes) -> None:
+    inside = gpa >= 0 and gpa + len(data) <= 4 * MIB
+    try:
+        memory.write(gpa, data)
+    except GuestAddressError:
+        assert not inside
+    else:
+        assert inside
+        assert memory.read(gpa, len(data)) == data
