@@ -73,7 +73,9 @@ class Archive:
             if not stat.S_ISDIR(parent.mode):
                 raise ValueError(f"{path}: a parent is not a directory")
         existing = self._entries.setdefault(parts, entry)
-        if existing is not entry and not (stat.S_ISDIR(existing.mode) and existing.mode == entry.mode):
+        if existing is not entry and not (
+            stat.S_ISDIR(existing.mode) and existing.mode == entry.mode
+        ):
             raise ValueError(f"{path} is added twice")
 
 

@@ -28,11 +28,15 @@ _ZSTD_MODULES = ("compression.zstd", "backports.zstd", "zstandard")
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A loadable module: name with underscores, uncompressed content, where it was found."""
+    """A loadable module: name with underscores, where it was found, uncompressed content."""
 
     name: str
-    data: bytes
     path: Path
+    data: bytes
+    depends: tuple[str, ...]
+    """Names of the modules that must be loaded before it."""
+    release: str
+    """The kernel it was built for, as `uname -r` says; empty if it does not tell."""
 
 
 class ModuleTree:
@@ -44,6 +48,7 @@ class ModuleTree:
         """Names of drivers that are part of the kernel image."""
         self._paths = {canonical(_stem(line)): line for line in _lines(root, "modules.order")}
         self._searched = False
+        self._loaded: dict[str, Module] = {}
 
     def find(self, name: str) -> Path | None:
         """The file of module `name` ('-' and '_' are the same), or None if there is none."""
@@ -71,27 +76,37 @@ class ModuleTree:
         Drivers built into the kernel are in neither list. Raises ImageError for a damaged module
         and HostError for a compression that cannot be undone here.
         """
-        order: dict[str, Module] = {}
+        order: list[Module] = []
         missing: list[str] = []
-        visited: set[str] = set()
+        visited = set(self.builtin)
 
         def visit(name: str) -> None:
-            name = canonical(name)
-            if name in visited or name in self.builtin:
+            if name in visited:
                 return
             visited.add(name)
-            path = self.find(name)
-            if path is None:
+            module = self._load(name)
+            if module is None:
                 missing.append(name)
                 return
-            data = read_module(path)
-            for dependency in dependencies(data, path):
-                visit(dependency)
-            order[name] = Module(name, data, path)
+            for dependency in module.depends:
+                visit(canonical(dependency))
+            order.append(module)
 
         for name in wanted:
-            visit(name)
-        return list(order.values()), missing
+            visit(canonical(name))
+        return order, missing
+
+    def _load(self, name: str) -> Module | None:
+        if name not in self._loaded:
+            path = self.find(name)
+            if path is None:
+                return None
+            data = read_module(path)
+            info = modinfo(data, path)
+            depends = tuple(filter(None, ",".join(info.get("depends", [])).split(",")))
+            release = info.get("vermagic", [""])[0].partition(" ")[0]
+            self._loaded[name] = Module(name, path, data, depends, release)
+        return self._loaded[name]
 
 
 def canonical(name: str) -> str:
@@ -112,11 +127,6 @@ def read_module(path: Path) -> bytes:
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise ImageError(f"kernel module {path} cannot be read: {error}") from error
     return raw
-
-
-def dependencies(data: bytes, path: Path) -> list[str]:
-    """Names of the modules that module `data` needs, as its `depends=` says."""
-    return [name for text in modinfo(data, path).get("depends", []) for name in text.split(",") if name]
 
 
 def modinfo(data: bytes, path: Path) -> dict[str, list[str]]:

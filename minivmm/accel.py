@@ -56,6 +56,11 @@ def probe() -> Accel:
     return Accel(True, "/dev/kvm can run stock kernels", None, details)
 
 
+def open_system() -> System:
+    """/dev/kvm, for Machine; the caller closes it. Raises HostError, naming the cure."""
+    return System()
+
+
 def _hardware_virtualization() -> bool:
     """True if the CPU offers VMX or SVM."""
     try:

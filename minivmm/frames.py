@@ -7,8 +7,8 @@ Used on the exec socket of a running VM and on the wire between host and lab. A 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 HEADER = struct.Struct("<IBI")
 MAX_PAYLOAD = 1 << 20
@@ -28,12 +28,11 @@ class Kind(IntEnum):
     EXIT = 8  # JSON {"status": 0..255}; the last frame of a channel
     FAILED = 9  # JSON {"error": one line}; the last frame of a channel
     CLOSE = 10  # empty; this direction of a connected stream ended
-    CREDIT = 11  # u8 kind, u32 bytes: so many bytes of that kind may follow (the lab's wire)
+    CREDIT = 11  # u8 kind, u32 bytes: so many bytes of that kind may follow
     STOP = 12  # u8 kind: nobody takes bytes of that kind any more (the lab's wire)
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One frame: `channel` 0..2^32-1, its kind, its payload (at most MAX_PAYLOAD bytes)."""
 
     channel: int

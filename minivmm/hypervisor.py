@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from minivmm.kvm.abi import KvmRun
+from minivmm.kvm.abi import KvmRun, KvmRunIo, KvmRunMmio
 from minivmm.spec.x86 import CpuidEntry, CpuState
 
 
@@ -14,6 +14,8 @@ class HypervisorVcpu(Protocol):
 
     index: int
     run_page: KvmRun
+    io: KvmRunIo
+    mmio: KvmRunMmio
 
     def initialise(self, cpuid: Sequence[CpuidEntry], state: CpuState | None) -> None:
         """CPUID, MSRs, LAPIC; `state` for the boot CPU only."""
@@ -29,6 +31,12 @@ class HypervisorVcpu(Protocol):
 
     def io_data(self) -> memoryview:
         """Data bytes of the current port I/O exit."""
+
+    def mmio_value(self) -> int:
+        """What the current MMIO exit writes."""
+
+    def set_mmio_value(self, value: int) -> None:
+        """Answer the read of the current MMIO exit."""
 
     def describe(self) -> str:
         """Registers in one line."""

@@ -15,6 +15,7 @@ from minivmm.board import Board, plan_board
 from minivmm.boot.cpuid import guest_cpuid, host_phys_bits
 from minivmm.bus import Action
 from minivmm.console_watch import ConsoleWatch
+from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.doorbells import KvmDoorbells
 from minivmm.guest_image import GuestImage
 from minivmm.hypervisor import HypervisorSystem, HypervisorVm
@@ -113,9 +114,9 @@ class Machine:
         )
 
     @property
-    def memory_devices(self) -> dict[str, object]:
+    def memory_devices(self) -> dict[str, VirtioMem]:
         """virtio-mem devices by id."""
-        return dict(self.board.memory_devices)
+        return self.board.memory_devices
 
     @property
     def boot_memory(self) -> int:
@@ -144,7 +145,7 @@ class Machine:
 
     def request_powerdown(self) -> None:
         """Press the power button (QMP system_powerdown)."""
-        self.board.power.press()
+        self.board.power.press_button()
         self._emit("POWERDOWN")
 
     def request_reset(self, *, guest: bool = False) -> None:

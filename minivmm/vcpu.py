@@ -11,11 +11,10 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from minivmm.bus import Action, Bus
+from minivmm.errors import MinivmmError
 from minivmm.hypervisor import HypervisorVcpu
-from minivmm.kvm.abi import Exit
+from minivmm.kvm.abi import EXIT_EFAULT, IO_OUT, Exit
 from minivmm.stats import Stats
-
-_IO_OUT = 1  # kvm_run.io.direction
 
 
 class ExitServer:
@@ -28,13 +27,13 @@ class ExitServer:
 
     def serve_io(self, vcpu: HypervisorVcpu) -> Action | None:
         """KVM_EXIT_IO: `count` accesses of `size` bytes at one port (string I/O has count > 1)."""
-        io = vcpu.run_page.io
-        size, port = io.size, io.port
+        io = vcpu.io
+        size, port, outwards = io.size, io.port, io.direction == IO_OUT
         data = vcpu.io_data()
         action: Action | None = None
-        self._stats.count_at("io out" if io.direction == _IO_OUT else "io in", port)
+        self._stats.count_at("io out" if outwards else "io in", port)
         for at in range(0, len(data), size):
-            if io.direction == _IO_OUT:
+            if outwards:
                 value = int.from_bytes(data[at : at + size], "little")
                 action = self._pio.write(port, size, value) or action
             else:
@@ -43,13 +42,13 @@ class ExitServer:
 
     def serve_mmio(self, vcpu: HypervisorVcpu) -> Action | None:
         """KVM_EXIT_MMIO: one access of 1, 2, 4 or 8 bytes."""
-        mmio = vcpu.run_page.mmio
+        mmio = vcpu.mmio
         gpa, size = mmio.phys_addr, mmio.len
         if mmio.is_write:
             self._stats.count_at("mmio write", gpa)
-            return self._mmio.write(gpa, size, int.from_bytes(mmio.data[:size], "little"))
+            return self._mmio.write(gpa, size, vcpu.mmio_value())
         self._stats.count_at("mmio read", gpa)
-        mmio.data[:size] = self._mmio.read(gpa, size).to_bytes(size, "little")
+        vcpu.set_mmio_value(self._mmio.read(gpa, size))
         return None
 
 
@@ -154,6 +153,9 @@ class VcpuGroup:
                     continue
                 with self._lock:
                     self._serve(vcpu, reason)
+        except MinivmmError as error:
+            with self._lock:
+                self._on_failure(str(error))
         except Exception:  # a bug of ours must end the machine with its trace, not hang the guest
             with self._lock:
                 self._on_failure(f"vcpu{vcpu.index}: internal error\n{traceback.format_exc()}")
@@ -166,12 +168,9 @@ class VcpuGroup:
             action = self._server.serve_mmio(vcpu)
         else:
             self._stats.count(_name(reason))
-            self._fail(_explain(vcpu, reason))
+            self._on_failure(_explain(vcpu, reason))
         if action is not None:
             self._on_action(action)
-
-    def _fail(self, why: str) -> None:
-        self._on_failure(why)
 
 
 def _name(reason: int) -> str:
@@ -183,7 +182,7 @@ def _name(reason: int) -> str:
 
 def _explain(vcpu: HypervisorVcpu, reason: int) -> str:
     """One line on an exit after which the guest cannot go on."""
-    where = f"vcpu{vcpu.index} ({vcpu.describe()})"
+    where = vcpu.describe()
     if reason == Exit.SHUTDOWN:
         return f"the guest triple-faulted: {where}"
     if reason == Exit.INTERNAL_ERROR:
@@ -191,4 +190,6 @@ def _explain(vcpu: HypervisorVcpu, reason: int) -> str:
         return f"KVM cannot run this guest code (internal error {suberror}): {where}"
     if reason == Exit.FAIL_ENTRY:
         return f"KVM refused to enter the guest: {where}"
+    if reason in (EXIT_EFAULT, Exit.MEMORY_FAULT):
+        return f"the host cannot supply guest memory (out of memory?): {where}"
     return f"unexpected exit ({_name(reason)}): {where}"

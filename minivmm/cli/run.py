@@ -43,7 +43,8 @@ POWERDOWN_GRACE = 10.0
 """Seconds that a guest may take to power off when we are told to end."""
 
 TAIL = 40
-"""Pieces of console output kept to be shown when a guest dies unseen."""
+TAIL_WIDTH = 1024
+"""Lines of console output, and bytes of each, kept to be shown when a guest dies unseen."""
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 
@@ -166,9 +167,7 @@ class _Run:
     def _on_signal(self, number: int) -> None:
         """First: ask the guest to power off, if it can hear that; second: end."""
         self._signals += 1
-        if not hasattr(self, "_agent"):
-            self._finish(Interrupted("interrupted before the guest started"))
-        elif self._signals > 1 or not self._agent.ready:
+        if self._signals > 1 or not self._agent.ready:
             self._finish(Interrupted(f"ended by {signal.Signals(number).name}"))
         else:
             self._notice("powering off (once more to end at once)")
@@ -217,7 +216,8 @@ class _Run:
 
     def _keep(self, data: bytes) -> None:
         """Remember the last lines; the serial port gives single bytes."""
-        if self._tail and not self._tail[-1].endswith(b"\n"):
+        last = self._tail[-1] if self._tail else b"\n"
+        if not last.endswith(b"\n") and len(last) < TAIL_WIDTH:
             data = self._tail.pop() + data
         self._tail.append(data)
 

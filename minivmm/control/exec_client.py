@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from minivmm.control.exec_request import ExecRequest
+from minivmm.control.exec_request import CREDIT, ExecRequest
 from minivmm.errors import (
     GuestFailure,
     HostError,
@@ -136,12 +136,12 @@ class _Client:
         if frame.kind in self._outputs:
             _write_all(self._outputs[frame.kind], frame.payload)
             return
-        message = json.loads(frame.payload)
-        if frame.kind == Kind.WINDOW:
-            self._window += message["bytes"]
+        if frame.kind == Kind.CREDIT:
+            self._window += CREDIT.unpack(frame.payload)[1]
         elif frame.kind == Kind.EXIT:
-            self.status = message["status"]
+            self.status = json.loads(frame.payload)["status"]
         elif frame.kind == Kind.FAILED:
+            message = json.loads(frame.payload)
             raise _ERRORS.get(message["class"], GuestFailure)(message["error"])
 
     def _read_stdin(self, stdin: int) -> None:

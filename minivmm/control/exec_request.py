@@ -1,4 +1,4 @@
-"""What a client of the exec socket asks for: the payload of its OPEN frame, both ways.
+"""What clients and server of the exec socket tell each other: OPEN and CREDIT payloads.
 
 Imported by the client, which has to start fast: no asyncio and no construct here.
 """
@@ -6,8 +6,12 @@ Imported by the client, which has to start fast: no asyncio and no construct her
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+
+CREDIT = struct.Struct("<BI")
+"""Payload of a CREDIT frame: the kind of the frames that may follow, and how many bytes of them."""
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ minivmm.frames on the wire, channel 0. The client opens with OPEN:
     {"argv": [...], "env": {}, "cwd": null, "stdin": false, "timeout": 60}
 
 Strings are text with surrogateescape; `timeout` is how long to wait for the guest agent, in seconds
-(null: forever). Then STDIN, STDIN_EOF and SIGNAL from the client; STDOUT, STDERR, WINDOW and at the
-end EXIT or FAILED {"error", "class"} from here. A client sends only as much STDIN as WINDOW frames
-granted, so that signals and disconnection are noticed however little the command reads. A client
+(null: forever). Then STDIN, STDIN_EOF and SIGNAL from the client; STDOUT, STDERR, CREDIT and at the
+end EXIT or FAILED {"error", "class"} from here. A client sends only as much STDIN as CREDIT frames
+allowed, so that signals and disconnection are noticed however little the command reads. A client
 that disconnects kills its command.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from minivmm.control.agent import GuestAgent
 from minivmm.control.agent_session import Callbacks, Session
-from minivmm.control.exec_request import ExecRequest
+from minivmm.control.exec_request import CREDIT, ExecRequest
 from minivmm.errors import MinivmmError, UsageError, WaitTimeout
 from minivmm.frames import Decoder, Frame, FrameError, Kind
 from minivmm.loop import EventLoop
@@ -252,4 +252,4 @@ class _Client:
             self._taken = 0
 
     def _grant(self, count: int) -> None:
-        self._post(Kind.WINDOW, json.dumps({"bytes": count}).encode())
+        self._post(Kind.CREDIT, CREDIT.pack(Kind.STDIN, count))

@@ -18,6 +18,9 @@ MAX_VALUE = 1 << 20
 MAX_DEPTH = 256
 """Deepest nesting of brackets; the parser recurses, so it must be bounded."""
 
+MAX_DIGITS = 40
+"""Longest integer; 2^64 has 20 digits. Longer ones cost time that grows with their square."""
+
 _SPACE = b" \t\r\n"
 _OPEN = b"{["
 _CLOSE = b"}]"
@@ -125,6 +128,7 @@ def parse(text: str) -> object:
         return json.loads(
             text,
             object_pairs_hook=_object,
+            parse_int=_int,
             parse_float=_float,
             parse_constant=_refuse_constant,
         )
@@ -137,6 +141,12 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(found) != len(pairs):
         raise ParseError("duplicate key")
     return found
+
+
+def _int(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ParseError(f"number of {len(text)} digits is out of range")
+    return int(text)
 
 
 def _float(text: str) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from minivmm.errors import UsageError
 
 MAX_SCRIPT = 128 * 1024 - 1
-"""Longest script in bytes: one argument of Linux's execve (MAX_ARG_STRLEN counts the NUL)."""
+"""Longest encoded script: one argument of Linux's execve (MAX_ARG_STRLEN counts the NUL)."""
 
 CANNOT_START = 126
 """Exit status when the working directory does not exist; the shell itself uses 127."""
@@ -36,7 +36,7 @@ def script(argv: Sequence[str], env: Mapping[str, str], cwd: str | None) -> byte
     """The POSIX script that runs `argv` in directory `cwd` with `env` added to the environment.
 
     Raises UsageError if there is no command, a variable's name is not usable in a shell, anything
-    has a NUL, or the whole is longer than MAX_SCRIPT.
+    has a NUL, or the whole, encoded, is longer than MAX_SCRIPT bytes.
     """
     if not argv:
         raise UsageError("no command was given: write it after --")
@@ -51,9 +51,10 @@ def script(argv: Sequence[str], env: Mapping[str, str], cwd: str | None) -> byte
     made = b"".join(parts)
     if b"\0" in made:
         raise UsageError("a NUL character cannot be part of a command, variable or directory")
-    if len(made) > MAX_SCRIPT:
+    size = len(encode(made))
+    if size > MAX_SCRIPT:
         raise UsageError(
-            f"the command has {len(made)} bytes, the guest takes {MAX_SCRIPT}: pass data by stdin"
+            f"the command has {size} bytes encoded, the guest takes {MAX_SCRIPT}: use stdin"
         )
     return made
 

@@ -93,12 +93,12 @@ class Vcpu(ExitArea):
     def reset(self, state: CpuState | None) -> None:
         """Back to the power-on state, then load `state`. All vCPUs must be out of run().
 
-        A pending I/O instruction is completed first, as KVM would otherwise complete it on top of
-        the new registers (reference F.14). Raises HostError.
+        A pending access is finished first, as KVM would otherwise finish it on top of the new
+        registers. Raises HostError.
         """
         if self._power_on is None:
             raise RuntimeError("reset() before initialise()")
-        self._complete_access()
+        self.finish_access()
         self._power_on.restore()
         if state is not None:
             self._power_on.load(state)
@@ -121,6 +121,22 @@ class Vcpu(ExitArea):
             return self._failed_run(ctypes.get_errno())
         reason: int = page.exit_reason
         return reason
+
+    def finish_access(self) -> None:
+        """Have KVM finish the instruction of the last exit, without running the guest any further.
+
+        KVM does it on the next entry only, with the answer that then stands in the shared area; the
+        registers can be trusted, and set, only after that (reference F.14). An access may have
+        several parts, each an exit of its own; the later ones get whatever is in the area. Kicks
+        wait meanwhile, and one that came before is kept.
+        """
+        with self._lock:
+            kicked = self.run_page.immediate_exit
+            self.run_page.immediate_exit = 1
+            for _ in range(_COMPLETION_LIMIT):
+                if raw(self._fd, _RUN, None) < 0:
+                    break
+            self.run_page.immediate_exit = kicked
 
     def kick(self) -> None:
         """Have run() return soon, or at once if it is called later; from any thread, never lost."""
@@ -160,17 +176,3 @@ class Vcpu(ExitArea):
         raise HostError(f"cannot run cpu{self.index}: KVM_RUN failed: {why}") from OSError(
             code, why
         )
-
-    def _complete_access(self) -> None:
-        """Enter KVM without entering the guest, until no instruction waits for our answer.
-
-        An access may have several parts, each an exit of its own; they get whatever is in the area.
-        Kicks wait meanwhile, and one that came before is kept.
-        """
-        with self._lock:
-            kicked = self.run_page.immediate_exit
-            self.run_page.immediate_exit = 1
-            for _ in range(_COMPLETION_LIMIT):
-                if raw(self._fd, _RUN, None) < 0:
-                    break
-            self.run_page.immediate_exit = kicked

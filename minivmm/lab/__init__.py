@@ -1,1 +1,1 @@
-"""A machine with hardware virtualization in software, for hosts whose /dev/kvm cannot run stock kernels."""
+"""Hardware virtualization in software, for hosts whose /dev/kvm cannot run stock kernels."""

@@ -15,20 +15,19 @@ import contextlib
 import fcntl
 import os
 import signal
-import socket
 import struct
 import sys
 import termios
 import time
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from minivmm.frames import Frame, Kind
 from minivmm.lab.loop import Loop
-from minivmm.lab.streams import CREDIT, Relay, Sink, Source, Wire, json_frame, json_payload
+from minivmm.lab.streams import CREDIT, Sink, Source, Wire, json_frame, json_payload
 
-PORT = "minivmm.lab"
-"""Name of the virtio-serial port that is the wire."""
+if TYPE_CHECKING:
+    from minivmm.lab.relay import Relay
+
 HELLO = 0
 """Channel on which the agent says that it listens; the host counts its own from 1."""
 RETRY = 0.1
@@ -100,6 +99,11 @@ class Agent:
 
     def _try_connect(self, channel: int, attempt: Connecting) -> None:
         self._channels[channel] = attempt
+        # Most labs connect to nothing, and these take half a second to import in here.
+        import socket
+
+        from minivmm.lab.relay import Relay
+
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.setblocking(False)
         try:
@@ -145,7 +149,7 @@ class Connecting:
 
 
 class Command:
-    """One process (leader of a session of its own) and its streams. Raises OSError if fork fails."""
+    """One process, leader of its own session, and its streams. Raises OSError if fork fails."""
 
     def __init__(self, wire: Wire, channel: int, request: dict[str, Any]) -> None:
         self._wire = wire
@@ -266,19 +270,7 @@ def _set_window_size(fd: int, rows: int, columns: int) -> None:
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("<HHHH", rows, columns, 0, 0))
 
 
-def find_port() -> Path:
-    """The device of the port called PORT. Raises FileNotFoundError without one."""
-    for entry in Path("/sys/class/virtio-ports").iterdir():
-        if (entry / "name").read_text().strip() == PORT:
-            return Path("/dev") / entry.name
-    raise FileNotFoundError(f"no virtio-serial port is called {PORT}")
-
-
-def main() -> None:
-    """Serve the host until it goes away."""
-    Agent(os.open(find_port(), os.O_RDWR)).serve()
+def main(port: str) -> None:
+    """Serve the host over the serial port whose device is `port`, until it goes away."""
+    Agent(os.open(port, os.O_RDWR)).serve()
     sys.exit("minivmm: the host is gone")
-
-
-if __name__ == "__main__":
-    main()

@@ -64,7 +64,11 @@ class Region:
         libc.madvise(self.hva + offset, length, libc.MADV_DONTNEED)
 
     def resident(self, offset: int = 0, length: int | None = None) -> int:
-        """Bytes of [offset, offset + length) that occupy host memory, as mincore(2) sees it."""
+        """Bytes of [offset, offset + length) that occupy host memory, as mincore(2) sees it.
+
+        Untouched memory that was only read counts as well (the shared zero page is mapped there,
+        2 MiB at a time), swapped memory does not. Walks the range: 0.4 s for an empty TiB.
+        """
         start = align_down(offset, PAGE_SIZE)
         end = self.size if length is None else align_up(offset + length, PAGE_SIZE)
         pages = 0

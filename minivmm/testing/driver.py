@@ -226,8 +226,8 @@ class VirtioPciDriver:
         self.set("device_status", 0)
         self.queues.clear()
 
-    def kick(self, index: int, *, exit: bool = False) -> None:
-        """Ring the doorbell of queue `index`; with `exit`, by an MMIO write that reaches the BAR.
+    def kick(self, index: int, *, by_exit: bool = False) -> None:
+        """Ring the doorbell of queue `index`; with `by_exit`, by an MMIO write that reaches the BAR.
 
         Work that the device deferred is done before this returns.
         """
@@ -235,7 +235,7 @@ class VirtioPciDriver:
         structure = self.structures[CapabilityType.NOTIFY]
         offset = self.get("queue_notify_off") * structure.multiplier
         gpa = self.address(CapabilityType.NOTIFY, offset)
-        if exit or not self._doorbells.ring(gpa, 2):
+        if by_exit or not self._doorbells.ring(gpa, 2):
             self._mmio.write(gpa, 2, index)
         self._defer.run()
 

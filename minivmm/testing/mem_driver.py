@@ -1,4 +1,4 @@
-"""The guest's side of virtio-mem: builds requests, reads answers. How they travel is up to `send`."""
+"""The guest's side of virtio-mem: builds requests, reads answers. `send` carries them."""
 
 from __future__ import annotations
 

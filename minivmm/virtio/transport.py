@@ -254,6 +254,8 @@ class Transport:
 
     def _start(self) -> None:
         """DRIVER_OK: open the enabled queues, then look at rings that were filled early (B.7)."""
+        if not self.live:
+            return
         with self._guarded("start"):
             for index, registers in enumerate(self.queue_registers):
                 if registers.enabled:

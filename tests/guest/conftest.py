@@ -1,4 +1,4 @@
-"""Guests for tests: real kernels on this machine's /dev/kvm (scripts/test runs these in the lab)."""
+"""Guests for tests: real kernels on a /dev/kvm (scripts/test brings these tests to one)."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -28,12 +29,12 @@ def eventfd() -> Iterator[int]:
     os.close(fd)
 
 
-def set_vector(guest, vector: int) -> None:  # type: ignore[no-untyped-def]
+def set_vector(guest: Any, vector: int) -> None:
     guest.poke(HANDLER, SERVE)
     guest.poke(4 * vector, HANDLER.to_bytes(4, "little"))
 
 
-def next_port(cpu) -> int:  # type: ignore[no-untyped-def]
+def next_port(cpu: Any) -> int:
     assert cpu.run() == abi.Exit.IO
     return int(cpu.io.port)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
+from minivmm.errors import HostError
 from minivmm.kvm import abi
+from minivmm.kvm import vcpu as vcpu_module
 
 pytestmark = pytest.mark.kvm
 
@@ -125,3 +129,54 @@ def test_kick_after_close_is_harmless(boot: Callable) -> None:
     cpu.close()
 
     cpu.kick()
+
+
+def fail_run_with(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*_: object) -> int:
+        ctypes.set_errno(code)
+        return -1
+
+    monkeypatch.setattr(vcpu_module, "raw", refuse)
+
+
+def test_efault_without_details_never_shows_a_stale_reason(
+    boot: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = boot(TWO_OUTS).cpu
+    assert cpu.run() == abi.Exit.IO
+
+    fail_run_with(monkeypatch, errno.EFAULT)
+
+    assert cpu.run() == abi.EXIT_EFAULT
+
+
+def test_efault_with_details_is_a_memory_fault(
+    boot: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = boot(TWO_OUTS).cpu
+
+    def fault(*_: object) -> int:
+        cpu.run_page.exit_reason = abi.Exit.MEMORY_FAULT
+        ctypes.set_errno(errno.EFAULT)
+        return -1
+
+    monkeypatch.setattr(vcpu_module, "raw", fault)
+
+    assert cpu.run() == abi.Exit.MEMORY_FAULT
+
+
+def test_eagain_is_an_interruption(boot: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = boot(TWO_OUTS).cpu
+
+    fail_run_with(monkeypatch, errno.EAGAIN)
+
+    assert cpu.run() == abi.Exit.INTR
+
+
+def test_any_other_failure_names_the_cpu(boot: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = boot(TWO_OUTS).cpu
+
+    fail_run_with(monkeypatch, errno.ENOEXEC)
+
+    with pytest.raises(HostError, match="cannot run cpu0: KVM_RUN failed: Exec format"):
+        cpu.run()

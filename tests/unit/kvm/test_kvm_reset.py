@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ CLOBBER = bytes.fromhex(
 )
 
 
-def frozen_state(vcpu: Vcpu) -> dict[str, object]:
+def frozen_state(vcpu: Vcpu) -> dict[str, Any]:
     """Everything that reset must bring back, by name, without the ticking TSC."""
     now = PowerOnState(vcpu._fd, vcpu._traits)
     plain = {
@@ -88,6 +89,19 @@ def test_pending_mmio_read_is_not_completed_on_top_of_the_new_registers(boot: Ca
     assert guest.peek(0x500, 2) == b"\x22\x22"
 
 
+def test_finish_access_completes_the_instruction_and_nothing_more(boot: Callable) -> None:
+    guest = boot(bytes.fromhex("a10080 a30005 e680"))  # mov ax,[8000h]; mov [500h],ax; out
+    assert guest.cpu.run() == abi.Exit.MMIO
+    guest.cpu.set_mmio_value(0x2222)
+
+    guest.cpu.finish_access()
+
+    assert "rip=0x1003 " in guest.cpu.describe()
+    assert guest.peek(0x500, 2) == b"\0\0"
+    run_to_port(guest.cpu, 0x80)
+    assert guest.peek(0x500, 2) == b"\x22\x22"
+
+
 def test_reset_in_the_middle_of_a_string_out(boot: Callable) -> None:
     guest = boot(bytes.fromhex("be0006 b90010 baf803 fc f36e"))
     run_to_port(guest.cpu, 0x3F8)
@@ -141,7 +155,7 @@ def test_another_cpu_is_uninitialised_again_and_forgets_a_waiting_sipi(boot: Cal
     other.kick()
 
     assert other.run() == abi.Exit.INTR
-    mp_state = abi.KvmMpState.from_buffer_copy(frozen_state(other)["_mp_state"])  # type: ignore[arg-type]
+    mp_state = abi.KvmMpState.from_buffer_copy(frozen_state(other)["_mp_state"])
     assert mp_state.mp_state == abi.MpState.UNINITIALIZED
 
 
@@ -165,7 +179,7 @@ def test_a_refused_msr_is_named(boot: Callable) -> None:
 
 def test_lint_pins_are_wired_as_on_a_pc(boot: Callable) -> None:
     lapic = frozen_state(boot(b"").cpu)["_lapic"]
-    registers = abi.KvmLapicState.from_buffer_copy(lapic)  # type: ignore[arg-type]
+    registers = abi.KvmLapicState.from_buffer_copy(lapic)
 
     assert registers[abi.LAPIC_LVT_LINT0] >> 8 & 7 == 7
     assert registers[abi.LAPIC_LVT_LINT1] >> 8 & 7 == 4

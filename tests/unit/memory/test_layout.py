@@ -147,7 +147,7 @@ def test_explicit_address_right_after_high_memory_is_fine() -> None:
 def test_overlapping_explicit_regions_are_refused() -> None:
     requests = [wish(2 * GIB, 8 * GIB, name="a"), wish(GIB, 9 * GIB, name="b")]
 
-    with pytest.raises(UsageError, match="b: region .* overlaps"):
+    with pytest.raises(UsageError, match=r"b: region .* overlaps"):
         plan(512 * MIB, requests, PHYS_BITS)
 
 
@@ -158,7 +158,7 @@ def test_duplicate_ids_are_refused() -> None:
 
 def test_too_little_memory_is_refused() -> None:
     assert plan(64 * MIB, [], PHYS_BITS).ram[0].size == 64 * MIB
-    with pytest.raises(UsageError, match="63M is too little .* 64M or more"):
+    with pytest.raises(UsageError, match=r"63M is too little .* 64M or more"):
         plan(63 * MIB, [], PHYS_BITS)
 
 

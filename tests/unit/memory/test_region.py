@@ -88,7 +88,7 @@ def test_residency_across_the_chunks_in_which_it_is_counted() -> None:
 
 
 def test_region_that_the_host_cannot_map_is_a_host_error_with_remedy() -> None:
-    with pytest.raises(HostError, match="cannot map .* of guest memory .* use a smaller -m"):
+    with pytest.raises(HostError, match=r"cannot map .* of guest memory .* use a smaller -m"):
         Region(1 << 60)
 
 

@@ -1,4 +1,4 @@
-"""The answer table, row by row and in its order (reference A.7), with the boundaries of section I."""
+"""The answer table, row by row and in its order (reference A.7), with section I's boundaries."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_nonsense_is_refused_in_one_line(text: str, message: str) -> None:
 
 
 def test_error_names_the_device() -> None:
-    with pytest.raises(UsageError, match="^vm7: "):
+    with pytest.raises(UsageError, match=r"^vm7: "):
         parse("virtio-mem-pci,id=vm7,size=3M")
 
 

@@ -1,0 +1,122 @@
+"""`minivmm doctor`: what this host has for booting guests, and what cures what it lacks."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from minivmm.accel import probe
+from minivmm.cli.text import add_json, print_json
+from minivmm.errors import HostError
+from minivmm.guest.kernels import fetched
+from minivmm.memory.region import Region
+from minivmm.units import MIB, format_size
+
+VIRTIOFSD = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"))
+"""Where Debian 12 and later releases install it."""
+
+HUGEPAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `needed` for booting at all: any of those that is not ok makes doctor fail."""
+
+    name: str
+    ok: bool
+    detail: str
+    cure: str | None = None
+    needed: bool = True
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check everything; status 1 if no guest can be booted here, in the lab or without it."""
+    checks = examine()
+    healthy = all(check.ok for check in checks if check.needed)
+    if args.json:
+        print_json({"ok": healthy, "checks": [vars(check) for check in checks]})
+    else:
+        for check in checks:
+            mark = "ok" if check.ok else "MISSING" if check.needed else "no"
+            cure = f"; cure: {check.cure}" if check.cure and not check.ok else ""
+            print(f"{mark:8} {check.name}: {check.detail}{cure}")
+    return 0 if healthy else 1
+
+
+def examine() -> list[Check]:
+    """All findings. The lab is needed only where /dev/kvm is not usable."""
+    accel = probe()
+    lab_needed = not accel.usable
+    kvm = Check("kvm", accel.usable, accel.reason, accel.cure, needed=False)
+    capabilities = [
+        Check(f"kvm {name}", bool(value), str(value), needed=False)
+        for name, value in accel.details.items()
+    ]
+    return [
+        kvm,
+        *capabilities,
+        _program("qemu", "qemu-system-x86_64", "qemu-system-x86", lab_needed),
+        _virtiofsd(lab_needed),
+        _program("busybox", "busybox", "busybox-static", True),
+        _kernels(),
+        _mapping(),
+        _setting("huge pages", HUGEPAGES, lambda text: "[never]" not in text),
+        _setting("overcommit", OVERCOMMIT, lambda text: text != "2"),
+    ]
+
+
+def _program(name: str, program: str, package: str, needed: bool) -> Check:
+    path = shutil.which(program)
+    return Check(
+        name,
+        path is not None,
+        path or f"{program} is not installed",
+        f"apt-get install {package}",
+        needed,
+    )
+
+
+def _virtiofsd(needed: bool) -> Check:
+    path = next((path for path in VIRTIOFSD if path.exists()), None)
+    return Check(
+        "virtiofsd",
+        path is not None,
+        str(path or "virtiofsd is not installed"),
+        "apt-get install qemu-system-common (Debian 12) or virtiofsd (later)",
+        needed,
+    )
+
+
+def _kernels() -> Check:
+    releases = [kernel.release for kernel in fetched()]
+    return Check(
+        "kernels", bool(releases), ", ".join(releases) or "none fetched", "minivmm kernel fetch"
+    )
+
+
+def _mapping() -> Check:
+    """Can a guest's memory be mapped?"""
+    size = 512 * MIB
+    try:
+        Region(size).close()
+    except HostError as error:
+        return Check("memory", False, str(error), "free memory, or vm.overcommit_memory=1")
+    return Check("memory", True, f"{format_size(size)} can be mapped")
+
+
+def _setting(name: str, path: Path, good: Callable[[str], bool]) -> Check:
+    """A kernel setting that helps, but is not needed."""
+    try:
+        text = path.read_text().strip()
+    except OSError as error:
+        return Check(name, False, f"{path}: {error.strerror}", needed=False)
+    return Check(name, good(text), text, f"write another value to {path}", needed=False)

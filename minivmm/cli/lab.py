@@ -1,0 +1,165 @@
+"""`minivmm lab`: runs a command in the lab; and boots a machine there as if it ran here."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from minivmm import runtime
+from minivmm.cli.boot import BootOptions
+from minivmm.cli.ending import recorded
+from minivmm.cli.text import parse_duration
+from minivmm.errors import Timeout
+from minivmm.guest.kernels import find, newest
+from minivmm.lab.lab import Lab
+from minivmm.machine_spec import DEVICE_TYPES, MachineSpec, spec_to_json
+from minivmm.options import to_mapping
+from minivmm.units import GIB, parse_size
+
+INNER_RUNTIME = "/run/minivmm"
+"""Runtime directory inside the lab; its /run is its own, everything else is the host's."""
+
+DEFAULT_MEMORY = 3 * GIB
+OVERHEAD = 2 * GIB
+"""Lab memory beside that of the machine in it: a kernel, Python, page tables (bytes)."""
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.usage = "minivmm lab [-k KERNEL] [-m SIZE] [-p N] [--timeout T] [-v] [-- CMD...]"
+    parser.add_argument("-k", "--kernel", help="kernel of the lab itself (default: newest fetched)")
+    parser.add_argument("-m", "--memory", metavar="SIZE", help="its memory (default: 3G)")
+    parser.add_argument("-p", "--cpus", metavar="N", type=int, default=2, help="its CPUs")
+    parser.add_argument("--timeout", metavar="T", help="end after T (30s, 2m) with status 124")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show its console")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command (default: a shell); the exit status is its own."""
+    timeout = None if args.timeout is None else parse_duration(args.timeout)
+    memory = DEFAULT_MEMORY if args.memory is None else parse_size(args.memory)
+    kernel = newest() if args.kernel is None else find(args.kernel)
+    command = args.command or [os.environ.get("SHELL", "/bin/sh")]
+    with (
+        _time_limit(timeout),
+        Lab(kernel, memory=memory, cpus=args.cpus, verbose=args.verbose) as lab,
+    ):
+        return _run(lab, command, dict(os.environ), tty=_is_terminal())
+
+
+def boot_in_lab(spec: MachineSpec, options: BootOptions) -> int:
+    """Boot `spec` by a minivmm in the lab, under this host's name and sockets.
+
+    Returns the exit status, as if booted here. Raises MinivmmError for what fails on this side.
+    """
+    return recorded(options.status, lambda: _boot(spec, options))
+
+
+def boot_arguments(spec: MachineSpec, options: BootOptions) -> list[str]:
+    """The options of `boot` that mean `spec` and `options`, except for times and sockets."""
+    words: list[str] = []
+    for name, value in to_mapping(spec).items():
+        words.append(f"--{name}={value}")
+    words += [f"--append={text}" for text in spec.append]
+    for device in spec.devices:
+        words.append(f"--device={_device_text(device)}")
+    for flag in ("stats", "json", "verbose", "quiet"):
+        words += [f"--{flag}"] if getattr(options, flag) else []
+    words += [f"--status={options.status}"] if options.status is not None else []
+    return [*words, "--", *options.command] if options.command else words
+
+
+def _boot(spec: MachineSpec, options: BootOptions) -> int:
+    kernel = newest()
+    if spec.kernel is not None:
+        find(spec.kernel)  # complain now rather than from inside
+    directory = runtime.claim(spec.name or runtime.free_name())
+    try:
+        spec = dataclasses.replace(spec, name=directory.name)
+        directory.spec_file.write_text(json.dumps(spec_to_json(spec)) + "\n")
+        words = [sys.executable, "-m", "minivmm.cli", "boot", "--accel=kvm"]
+        words += boot_arguments(spec, options)
+        environment = os.environ | {"MINIVMM_RUNTIME_DIR": INNER_RUNTIME}
+        with (
+            _time_limit(options.timeout),
+            Lab(kernel, memory=_memory(spec), cpus=_cpus(spec)) as lab,
+        ):
+            inner = f"{INNER_RUNTIME}/{directory.name}"
+            lab.forward(directory.exec_socket, f"{inner}/exec.sock")
+            lab.forward(directory.qmp_socket, f"{inner}/qmp.sock")
+            if options.qmp is not None:
+                lab.forward(options.qmp, f"{inner}/qmp.sock")
+            interactive = not options.command and _is_terminal()
+            return _run(lab, words, environment, tty=interactive)
+    finally:
+        directory.remove()
+
+
+def _run(lab: Lab, words: Sequence[str], environment: dict[str, str], *, tty: bool) -> int:
+    """Run `words` in the lab on our streams; without `tty`, a terminal's input stays here."""
+    stdin = STDIN
+    if not tty and os.isatty(STDIN):
+        stdin = os.open(os.devnull, os.O_RDONLY)
+    return lab.run(
+        words,
+        env=environment,
+        cwd=str(Path.cwd()),
+        stdin=stdin,
+        stdout=STDOUT,
+        stderr=STDERR,
+        tty=tty,
+    )
+
+
+def _device_text(device: object) -> str:
+    """The text that --device takes; a comma in a value is doubled."""
+    driver = next(name for name, kind in DEVICE_TYPES.items() if isinstance(device, kind))
+    pairs = (f"{key}={value}".replace(",", ",,") for key, value in to_mapping(device).items())
+    return ",".join([driver, *pairs])
+
+
+def _memory(spec: MachineSpec) -> int:
+    """Lab memory for `spec` in bytes: enough if all of it is plugged, at most what the host has.
+
+    It is only taken as it is used.
+    """
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    wanted = OVERHEAD + spec.memory + sum(device.size for device in spec.devices)
+    return max(DEFAULT_MEMORY, min(wanted, host // GIB * GIB))
+
+
+def _cpus(spec: MachineSpec) -> int:
+    return max(2, min(spec.cpus, os.cpu_count() or 1))
+
+
+def _is_terminal() -> bool:
+    return os.isatty(STDIN) and os.isatty(STDOUT)
+
+
+@contextmanager
+def _time_limit(seconds: float | None) -> Iterator[None]:
+    """Raises Timeout inside the block once `seconds` have passed."""
+
+    def expire(number: int, frame: FrameType | None) -> None:
+        raise Timeout(f"not finished after {seconds:g} s (--timeout)")
+
+    if seconds is None:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

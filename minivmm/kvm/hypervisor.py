@@ -1,0 +1,95 @@
+"""What the machine asks of a hypervisor: the faces that System, Vm and Vcpu share with the fakes.
+
+Only shapes; what the calls mean is documented where they are implemented (system.py, vm.py,
+vcpu.py), and minivmm.testing.fake_kvm imitates it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from minivmm.kvm.abi import KvmRun, KvmRunIo, KvmRunMmio
+from minivmm.spec.x86 import CpuidEntry, CpuState
+
+
+class HypervisorVcpu(Protocol):
+    """One virtual CPU; see kvm/vcpu.py and, for the exit accessors, kvm/exits.py."""
+
+    index: int
+    run_page: KvmRun
+    io: KvmRunIo
+    mmio: KvmRunMmio
+
+    def initialise(self, cpuid: Sequence[CpuidEntry], state: CpuState | None) -> None:
+        """Make and remember the power-on state."""
+
+    def reset(self, state: CpuState | None) -> None:
+        """Back to the power-on state."""
+
+    def run(self) -> int:
+        """Run until an exit; returns an abi.Exit value or abi.EXIT_EFAULT."""
+
+    def finish_access(self) -> None:
+        """Finish the instruction of the last exit."""
+
+    def kick(self) -> None:
+        """Have run() return soon."""
+
+    def io_data(self) -> memoryview:
+        """Data bytes of an Exit.IO."""
+
+    def mmio_value(self) -> int:
+        """Value that an Exit.MMIO writes."""
+
+    def set_mmio_value(self, value: int) -> None:
+        """Answer the read of an Exit.MMIO."""
+
+    def describe(self) -> str:
+        """One line of registers."""
+
+
+class HypervisorVm(Protocol):
+    """One virtual machine; see kvm/vm.py."""
+
+    def set_memory_region(
+        self, slot: int, gpa: int, size: int, hva: int, *, readonly: bool = False
+    ) -> None:
+        """Set or delete a memory slot."""
+
+    def create_vcpu(self, index: int) -> HypervisorVcpu:
+        """A new vCPU."""
+
+    def set_irq_line(self, gsi: int, level: bool) -> None:
+        """Drive an interrupt pin."""
+
+    def set_irqfd(self, fd: int, gsi: int, *, assign: bool = True) -> None:
+        """Tie an eventfd to an interrupt."""
+
+    def set_routes(self, msi: Mapping[int, tuple[int, int]]) -> None:
+        """Replace the interrupt routes."""
+
+    def set_ioeventfd(self, fd: int, address: int, length: int, *, assign: bool = True) -> None:
+        """Tie guest writes to an eventfd."""
+
+    def reset_irqchips(self) -> None:
+        """Interrupt controllers back to their first state."""
+
+    def close(self) -> None:
+        """End the virtual machine."""
+
+
+class Hypervisor(Protocol):
+    """The host's KVM; see kvm/system.py."""
+
+    def check(self, capability: int) -> int:
+        """What the host says about a capability."""
+
+    def supported_cpuid(self) -> list[CpuidEntry]:
+        """CPUID leaves the host can give."""
+
+    def create_vm(self) -> HypervisorVm:
+        """A new virtual machine."""
+
+    def close(self) -> None:
+        """Close the device."""

@@ -1,0 +1,47 @@
+#!/bin/sh
+# The lab machine's first process: drivers, processors, the host's file system as root; then it
+# becomes the agent (agent.py). If anything here fails, the kernel panics and the host reports
+# the last lines.
+set -e
+
+. /lab.conf     # PYTHON, SOURCE: the host's interpreter, the folder that holds minivmm
+
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+
+while read -r module; do
+    insmod "/lib/modules/$module.ko"
+done </lib/modules/order
+
+# The other processors were left out at boot (maxcpus=1): see machine.py.
+for online in /sys/devices/system/cpu/cpu[1-9]*/online; do
+    if [ -e "$online" ]; then echo 1 >"$online"; fi
+done
+
+mount -t virtiofs host /host
+for directory in dev proc sys; do
+    mount --move "/$directory" "/host/$directory"
+done
+mkdir /host/dev/pts /host/dev/shm
+mount -t devpts -o ptmxmode=666 devpts /host/dev/pts
+mount -t tmpfs -o mode=1777 tmpfs /host/dev/shm
+mount -t tmpfs -o mode=755 tmpfs /host/run
+mount -t debugfs debugfs /host/sys/kernel/debug
+ln -s /proc/self/fd /host/dev/fd
+ln -s /proc/self/fd/0 /host/dev/stdin
+ln -s /proc/self/fd/1 /host/dev/stdout
+ln -s /proc/self/fd/2 /host/dev/stderr
+
+ip link set lo up
+hostname lab
+ulimit -n 65536     # the kernel's default, 1024, is little for a root with everything in it
+
+for port in /sys/class/virtio-ports/*; do     # QEMU was given one: the wire
+    [ -e "$port" ]
+done
+
+# -S and -E: the agent needs the standard library and minivmm, and should start quickly.
+exec switch_root /host "$PYTHON" -S -E -c \
+    'import sys; sys.path.insert(0, sys.argv[1]); from minivmm.lab.agent import main; main(sys.argv[2])' \
+    "$SOURCE" "/dev/${port##*/}"

@@ -1,0 +1,129 @@
+"""FakeMachine: what the control socket and the command line see of a machine, without a guest.
+
+Its virtio-mem devices are real ones whose guest is `plug` and `unplug`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from minivmm.devices.virtio_mem.device import VirtioMem
+from minivmm.devices.virtio_mem.spec import VirtioMemSpec
+from minivmm.memory.guest import GuestMemory
+from minivmm.memory.layout import Window
+from minivmm.memory.region import Region
+from minivmm.units import GIB, MIB
+
+FIRST_REGION = 4 * GIB
+REGION_STRIDE = 64 * GIB
+"""Devices are laid out by this rule, far enough from each other."""
+
+
+class NoSignals:
+    """Signals of a device that is in no transport."""
+
+    def queue(self, index: int) -> None:
+        """Nobody looks at used buffers."""
+
+    def config(self, *, notify: bool = True) -> None:
+        """Nobody reads the configuration."""
+
+    def kick(self, index: int) -> None:
+        """There is no queue to look at again."""
+
+    def trace(self, name: str, **fields: object) -> None:
+        """Nobody keeps events."""
+
+
+class FakeAgent:
+    """A guest agent that is ready or not, as the test wants it."""
+
+    ready = False
+    kernel_release: str | None = None
+
+
+class FakeMachine:
+    """Does as told at once, and remembers it in `calls`. Methods want `lock` held."""
+
+    def __init__(self, name: str = "vm1", devices: Sequence[VirtioMemSpec] = ()) -> None:
+        self.name = name
+        self.state = "running"
+        self.boot_memory = 512 * MIB
+        self.lock = threading.RLock()
+        self.agent = FakeAgent()
+        self.calls: list[str] = []
+        self.on_event: list[Callable[[str, dict[str, object]], None]] = []
+        self.on_quit: Callable[[], None] = lambda: None
+        self.powers_down = True
+        """Whether its guest obeys the power button."""
+        memory = GuestMemory()
+        self.memory_devices: dict[str, VirtioMem] = {}
+        for index, spec in enumerate(devices):
+            window = Window(FIRST_REGION + index * REGION_STRIDE, spec.size)
+            device = VirtioMem(spec, window, Region(spec.size))
+            device.attach(memory, NoSignals())
+            self.memory_devices[spec.id] = device
+
+    def plug(self, identifier: str, size: int) -> None:
+        """The guest plugs until it has `size` bytes, from the start of the region."""
+        device = self.memory_devices[identifier]
+        have, want = (n // device.block_size for n in (device.plugged_size, size))
+        device.blocks.plug(have, want - have)
+        self._size_changed(device)
+
+    def unplug(self, identifier: str, size: int) -> None:
+        """The guest unplugs until it has `size` bytes, from the end of what it has."""
+        device = self.memory_devices[identifier]
+        have, want = (n // device.block_size for n in (device.plugged_size, size))
+        device.blocks.unplug(want, have - want)
+        self._size_changed(device)
+
+    def emit(self, name: str, data: dict[str, object] | None = None) -> None:
+        """Tell all listeners of a QMP event."""
+        for listener in list(self.on_event):
+            listener(name, data or {})
+
+    def pause(self) -> None:
+        """As Machine does."""
+        if self.state == "running":
+            self.state = "paused"
+            self.emit("STOP")
+
+    def resume(self) -> None:
+        """As Machine does."""
+        if self.state == "paused":
+            self.state = "running"
+            self.emit("RESUME")
+
+    def request_reset(self) -> None:
+        """Only remembered and told."""
+        self.calls.append("reset")
+        self.emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
+
+    def request_powerdown(self) -> None:
+        """Ends if the guest is one that obeys."""
+        self.calls.append("powerdown")
+        self.emit("POWERDOWN")
+        if self.powers_down:
+            self._end("guest-shutdown")
+
+    def request_quit(self) -> None:
+        """Ends."""
+        self.calls.append("quit")
+        self._end("host-qmp-quit")
+
+    def inspect(self) -> dict[str, object]:
+        """A small tree."""
+        return {"name": self.name, "state": self.state}
+
+    def _end(self, reason: str) -> None:
+        self.state = "shutdown"
+        self.emit("SHUTDOWN", {"guest": reason.startswith("guest"), "reason": reason})
+        self.on_quit()
+
+    def _size_changed(self, device: VirtioMem) -> None:
+        path = f"/machine/peripheral/{device.identifier}"
+        size = device.plugged_size
+        data: dict[str, object] = {"id": device.identifier, "size": size, "qom-path": path}
+        self.emit("MEMORY_DEVICE_SIZE_CHANGE", data)

@@ -1,0 +1,171 @@
+"""A running guest as a test sees it: `minivmm boot` in a process, QMP and exec from this one."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from minivmm.control import exec_client
+from minivmm.control.client import Client
+from minivmm.errors import NoSuchMachine
+from minivmm.runtime import machine_dir
+
+READY_SECONDS = 120
+SETTLE_SECONDS = 90
+
+_numbers = itertools.count(1)
+
+
+def minivmm(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end; output as text."""
+    command = [sys.executable, "-m", "minivmm", *words]
+    options = {"stdin": subprocess.DEVNULL, "timeout": 240, **options}
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a command in the guest gave."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Guest:
+    """`minivmm boot` with `options`, ready for commands once entered."""
+
+    def __init__(self, *options: str) -> None:
+        self.name = f"t{os.getpid()}-{next(_numbers)}"
+        self._options = options
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the guest
+
+    def __enter__(self) -> Self:
+        words = [sys.executable, "-m", "minivmm", "boot", "-n", self.name, "--accel", "kvm"]
+        self.process = subprocess.Popen(
+            [*words, *self._options],
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            self.directory = machine_dir(self.name)
+            self.qmp = self._connect()
+            assert self.run("true", timeout=READY_SECONDS).status == 0
+        except BaseException:
+            print(self.output())
+            self.end()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind:
+            print(self.output())
+        self.end()
+
+    def end(self) -> None:
+        """Kill whatever still runs."""
+        if hasattr(self, "qmp"):
+            self.qmp.close()
+        if self.process.poll() is None:
+            self.process.terminate()
+            time.sleep(0.2)
+            self.process.terminate()
+            self.process.wait(30)
+
+    def output(self) -> str:
+        """What the boot process printed: the console, and our complaints."""
+        self._output.seek(0)
+        return self._output.read().decode(errors="replace")
+
+    def run(self, *argv: str, stdin: bytes | None = None, timeout: float = 60) -> Completed:
+        """Run `argv` in the guest, `stdin` in, both outputs back."""
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            source = None
+            if stdin is not None:
+                source, writer = os.pipe()
+                if os.fork() == 0:
+                    os.close(source)
+                    view = memoryview(stdin)
+                    while view:
+                        view = view[os.write(writer, view) :]
+                    os._exit(0)
+                os.close(writer)
+            status = exec_client.run(
+                self.directory.exec_socket,
+                argv,
+                stdin=source,
+                stdout=out.fileno(),
+                stderr=err.fileno(),
+                timeout=timeout,
+            )
+            if source is not None:
+                os.close(source)
+                os.wait()
+            out.seek(0)
+            err.seek(0)
+            return Completed(status, out.read(), err.read())
+
+    def shell(self, script: str) -> str:
+        """Output of a shell script in the guest, which must succeed."""
+        done = self.run("sh", "-c", script)
+        assert done.status == 0, done
+        return done.stdout.decode().strip()
+
+    def info(self) -> dict[str, Any]:
+        """What `minivmm info --json` shows."""
+        answer: dict[str, Any] = self.qmp.execute("x-minivmm-info")
+        return answer
+
+    def device(self) -> dict[str, Any]:
+        """The first memory device of `info`."""
+        found: dict[str, Any] = self.info()["memory-devices"][0]
+        return found
+
+    def resize(self, size: int) -> None:
+        """Ask for `size` bytes and wait until the device has exactly that plugged."""
+        self.qmp.execute("qom-set", path="vmem0", property="requested-size", value=size)
+        self.wait_until(lambda: self.device()["size"] == size, f"plugged size {size:#x}")
+
+    def memory_total(self) -> int:
+        """MemTotal of the guest in bytes."""
+        return int(self.shell("read -r _ n _ < /proc/meminfo; echo $n")) * 1024
+
+    def wait_until(
+        self, condition: Callable[[], bool], what: str, seconds: float = SETTLE_SECONDS
+    ) -> None:
+        """Poll `condition`; fails with `what` and the device's state after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"no {what} after {seconds} s: {self.info()}"
+            time.sleep(0.2)
+
+    def _connect(self) -> Client:
+        deadline = time.monotonic() + READY_SECONDS
+        while True:
+            try:
+                return Client(self.directory.qmp_socket)
+            except NoSuchMachine:
+                assert self.process.poll() is None, self.output()
+                assert time.monotonic() < deadline, "no control socket"
+                time.sleep(0.1)
+
+
+def kvm_exits(pid: int) -> int:
+    """KVM's count of exits of the VMs of process `pid`."""
+    files = Path("/sys/kernel/debug/kvm").glob(f"{pid}-*/exits")
+    return sum(int(path.read_text()) for path in files)

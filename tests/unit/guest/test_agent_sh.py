@@ -1,0 +1,240 @@
+"""guest/agent.sh on the host: a pseudo terminal plays the control port, FIFOs play the streams.
+
+Never send it `quit` here: busybox's shell runs its own poweroff, whatever PATH says.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import subprocess
+import time
+import tty
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import minivmm.guest
+
+SHELLS = {"dash": ["sh"], "busybox": ["busybox", "sh"]}
+STREAMS = range(1, 8)
+PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./=:,+@%-"
+
+
+def encode(script: bytes) -> str:
+    """The form in which scripts travel: printable, for the guest's printf %b."""
+    return "".join(chr(byte) if byte in PLAIN else f"\\0{byte:03o}" for byte in script)
+
+
+def open_terminal(path: Path) -> tuple[int, int]:
+    """A raw pseudo terminal whose far end is at `path`: a file that two sides read and write."""
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    path.symlink_to(os.ttyname(slave))
+    return master, slave
+
+
+class Agent:
+    """The agent's process and the host's ends of its ports."""
+
+    def __init__(self, shell: list[str], root: Path) -> None:
+        ports, devices = root / "ports", root / "devices"
+        devices.mkdir()
+        names = ["minivmm.control", *(f"minivmm.stream.{number}" for number in STREAMS)]
+        for index, name in enumerate(names):
+            (ports / f"vport3p{index}").mkdir(parents=True)
+            (ports / f"vport3p{index}" / "name").write_text(f"{name}\n")
+        self.fds = list(open_terminal(devices / "vport3p0"))
+        self.control = self.fds[0]
+        self.input, far_end = open_terminal(devices / "vport3p1")
+        self.fds += [self.input, far_end]
+        self.streams: dict[int, int] = {}
+        for number in list(STREAMS)[1:-1]:
+            os.mkfifo(devices / f"vport3p{number}")
+            self.streams[number] = os.open(devices / f"vport3p{number}", os.O_RDWR | os.O_NONBLOCK)
+        (devices / f"vport3p{STREAMS[-1]}").mkdir()  # cannot be opened for writing
+        self.buffer = b""
+        environment = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "MINIVMM_PORTS": str(ports),
+            "MINIVMM_DEVICES": str(devices),
+            "MINIVMM_RUN": str(root),
+        }
+        script = Path(minivmm.guest.__path__[0]) / "agent.sh"
+        self.process = subprocess.Popen(
+            [*shell, str(script)], env=environment, stdin=subprocess.DEVNULL
+        )
+
+    def send(self, line: str) -> None:
+        os.write(self.control, f"{line}\n".encode())
+
+    def execute(self, id: int, script: bytes, *, i: str = "-", o: int = 2, e: int = 3) -> None:
+        self.send(f"exec {id} {i} {o} {e} {encode(script)}")
+
+    def line(self, timeout: float = 10.0) -> str:
+        deadline = time.monotonic() + timeout
+        while b"\n" not in self.buffer:
+            wait = max(0.0, deadline - time.monotonic())
+            assert select.select([self.control], [], [], wait)[0], "the agent says nothing"
+            self.buffer += os.read(self.control, 4096)
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        return line.decode()
+
+    def output(self, number: int) -> bytes:
+        """All that the guest wrote to a stream so far."""
+        parts = []
+        while True:
+            try:
+                parts.append(os.read(self.streams[number], 65536))
+            except BlockingIOError:
+                return b"".join(parts)
+
+    def wait_for(self, number: int) -> bytes:
+        assert select.select([self.streams[number]], [], [], 10.0)[0], "no output"
+        return self.output(number)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for fd in (*self.fds, *self.streams.values()):
+            os.close(fd)
+
+
+@pytest.fixture(params=list(SHELLS))
+def agent(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Agent]:
+    shell = SHELLS[request.param]
+    if shutil.which(shell[0]) is None or shutil.which("setsid") is None:
+        pytest.skip(f"{shell[0]} or setsid is not installed")
+    running = Agent(shell, tmp_path)
+    try:
+        assert running.line() == f"ready {os.uname().release}"
+        yield running
+    finally:
+        running.close()
+
+
+def test_streams_and_status(agent: Agent) -> None:
+    agent.execute(5, b"echo out; echo err >&2; exit 7")
+
+    assert agent.line() == "exit 5 7"
+    assert (agent.output(2), agent.output(3)) == (b"out\n", b"err\n")
+
+
+def test_script_arrives_byte_for_byte(agent: Agent) -> None:
+    text = bytes(range(1, 256)).replace(b"'", b"") + b"\\0101 %s \\n $HOME `id` * \xc3\xa9"
+    agent.execute(1, b"printf %s '" + text + b"'")
+
+    assert agent.line() == "exit 1 0"
+    assert agent.output(2) == text
+
+
+def test_command_has_no_descriptors_of_the_agent(agent: Agent) -> None:
+    agent.execute(1, b"cd /proc/self/fd && for fd in *; do [ -e $fd ] && echo $fd; done")
+
+    assert agent.line() == "exit 1 0"
+    assert set(agent.output(2).split()) <= {b"0", b"1", b"2"}
+
+
+def test_command_runs_in_the_root_directory_with_null_input(agent: Agent) -> None:
+    agent.execute(1, b"pwd; cat; echo $#")
+
+    assert agent.line() == "exit 1 0"
+    assert agent.output(2) == b"/\n0\n"
+
+
+def test_input_follows_the_mark(agent: Agent) -> None:
+    data = bytes(range(256)) * 4
+    agent.execute(1, b"head -c 1024 | od -v -An -tu1", i="1")
+
+    assert os.read(agent.input, 1) == b"."
+    os.write(agent.input, data)
+
+    assert agent.line() == "exit 1 0"
+    assert bytes(map(int, agent.output(2).split())) == data
+
+
+def test_sessions_run_side_by_side(agent: Agent) -> None:
+    agent.execute(1, b"sleep 0.4; echo slow", o=2, e=3)
+    agent.execute(2, b"echo quick", o=4, e=5)
+
+    assert agent.line() == "exit 2 0"
+    assert agent.line() == "exit 1 0"
+    assert (agent.output(2), agent.output(4)) == (b"slow\n", b"quick\n")
+
+
+@pytest.mark.parametrize("signal", [2, 9, 15])
+def test_killed_command_reports_the_signal(agent: Agent, signal: int) -> None:
+    agent.execute(1, b"echo go; exec sleep 60")
+    agent.wait_for(2)
+    agent.send(f"kill 1 {signal}")
+
+    assert agent.line() == f"exit 1 {128 + signal}"
+    assert agent.output(3) == b""
+
+
+def test_kill_right_after_exec_is_not_lost(agent: Agent) -> None:
+    agent.execute(1, b"exec sleep 60")
+    agent.send("kill 1 15")
+
+    assert agent.line() == "exit 1 143"
+
+
+def test_kill_reaches_the_whole_group(agent: Agent) -> None:
+    agent.execute(1, b"sleep 60 & echo $!; wait")
+    child = int(agent.wait_for(2))
+    agent.send("kill 1 15")
+
+    assert agent.line() == "exit 1 143"
+    status = Path(f"/proc/{child}/stat")
+    deadline = time.monotonic() + 5
+    while status.exists() and status.read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline, "the child lives on"
+        time.sleep(0.01)
+
+
+def test_command_may_handle_the_signal(agent: Agent) -> None:
+    agent.execute(1, b"trap 'echo caught; exit 3' INT; echo go; while :; do sleep 0.05; done")
+    agent.wait_for(2)
+    agent.send("kill 1 2")
+
+    assert agent.line() == "exit 1 3"
+    assert agent.output(2) == b"caught\n"
+
+
+def test_kill_of_one_session_leaves_others_alone(agent: Agent) -> None:
+    agent.execute(1, b"exec sleep 60", o=2, e=3)
+    agent.execute(2, b"sleep 0.5; echo fine", o=4, e=5)
+    agent.send("kill 1 9")
+
+    assert agent.line() == "exit 1 137"
+    assert agent.line() == "exit 2 0"
+    assert agent.output(4) == b"fine\n"
+
+
+def test_unknown_sessions_and_verbs_are_ignored(agent: Agent) -> None:
+    agent.send("kill 99 9")
+    agent.send("dance 1 2 3")
+    agent.send("")
+    agent.execute(1, b"true")
+
+    assert agent.line() == "exit 1 0"
+
+
+def test_unknown_stream_fails(agent: Agent) -> None:
+    agent.execute(1, b"true", o=77)
+
+    assert agent.line() == "failed 1 there is no stream 77"
+
+
+def test_stream_that_cannot_be_opened_fails(agent: Agent) -> None:
+    agent.execute(1, b"true", o=STREAMS[-1])
+
+    assert agent.line() == f"failed 1 stream {STREAMS[-1]} is in use"
+
+
+def test_script_beyond_the_systems_limit_fails(agent: Agent) -> None:
+    agent.execute(1, b"#" + b"a" * 140_000)
+
+    assert agent.line().startswith("failed 1 cannot start a process")
