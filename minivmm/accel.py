@@ -8,6 +8,7 @@ from pathlib import Path
 from minivmm.errors import HostError
 from minivmm.kvm.abi import Cap
 from minivmm.kvm.system import System
+from minivmm.kvm.vcpu import install_kick_handler
 
 PVM_MODULE = Path("/sys/module/kvm_pvm")
 CPUINFO = Path("/proc/cpuinfo")
@@ -57,7 +58,11 @@ def probe() -> Accel:
 
 
 def open_system() -> System:
-    """/dev/kvm, for Machine; the caller closes it. Raises HostError, naming the cure."""
+    """/dev/kvm, for Machine, with vCPUs ready to be kicked; the caller closes it.
+
+    Call it from the main thread. Raises HostError, naming the cure.
+    """
+    install_kick_handler()
     return System()
 
 

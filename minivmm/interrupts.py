@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from minivmm.hypervisor import HypervisorVm
+from minivmm.kvm.hypervisor import HypervisorVm
 from minivmm.spec.platform import FIRST_MSI_GSI
 
 

@@ -18,8 +18,8 @@ from minivmm.console_watch import ConsoleWatch
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.doorbells import KvmDoorbells
 from minivmm.guest_image import GuestImage
-from minivmm.hypervisor import HypervisorSystem, HypervisorVm
 from minivmm.interrupts import KvmInterrupts
+from minivmm.kvm.hypervisor import Hypervisor, HypervisorVm
 from minivmm.loop import EventLoop
 from minivmm.machine_spec import MachineSpec
 from minivmm.memory.guest import Slot
@@ -64,7 +64,7 @@ class Machine:
         self,
         spec: MachineSpec,
         image: GuestImage,
-        system: HypervisorSystem,
+        system: Hypervisor,
         loop: EventLoop,
         *,
         console: Callable[[bytes], None],
@@ -87,11 +87,12 @@ class Machine:
         address_map = plan_board(spec, phys_bits)
         self._vm = system.create_vm()
         self._interrupts = KvmInterrupts(self._vm)
+        self._doorbells = KvmDoorbells(self._vm, loop)
         self.board = Board(
             spec,
             address_map,
             interrupts=self._interrupts,
-            doorbells=KvmDoorbells(self._vm, loop),
+            doorbells=self._doorbells,
             defer=loop.call_soon,
             trace=self.trace,
             console=self._on_console,
@@ -168,8 +169,9 @@ class Machine:
         }
 
     def close(self) -> None:
-        """End the threads and release all of KVM and memory. Call without the lock."""
+        """End the threads and release all of KVM and memory. On the loop, without the lock."""
         self._group.stop()
+        self._doorbells.close()
         self._vm.close()
         self._interrupts.close()
         self.board.close()

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 
 from minivmm.bus import Action, Bus
 from minivmm.errors import MinivmmError
-from minivmm.hypervisor import HypervisorVcpu
 from minivmm.kvm.abi import EXIT_EFAULT, IO_OUT, Exit
+from minivmm.kvm.hypervisor import HypervisorVcpu
 from minivmm.stats import Stats
 
 

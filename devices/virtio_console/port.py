@@ -133,13 +133,13 @@ class Port:
             self.on_guest_open(False)
 
     def forget_driver(self) -> None:
-        """The device was reset: no buffers, nobody has the port open, nothing sent will arrive."""
+        """The device was reset: no buffers, nobody has the port open, its input has no reader."""
         self._buffers.clear()
         self._pool = 0
-        self.discard()
         self.throttled = False
-        was_open, self.guest_open = self.guest_open, False
-        if was_open:
+        if self.guest_open:
+            self.guest_open = False
+            self.discard()
             self.on_guest_open(False)
 
     def inspect(self) -> dict[str, object]:

@@ -15,29 +15,29 @@ from types import FrameType
 
 from minivmm import runtime
 from minivmm.cli.boot import BootOptions
+from minivmm.cli.console_input import in_foreground
 from minivmm.cli.ending import recorded
-from minivmm.cli.text import parse_duration
+from minivmm.cli.text import parse_duration, say
 from minivmm.errors import Timeout
 from minivmm.guest.kernels import find, newest
-from minivmm.lab.lab import Lab
+from minivmm.lab.lab import DEFAULT_MEMORY, RUNTIME_DIR, Lab, lab_kernel
 from minivmm.machine_spec import DEVICE_TYPES, MachineSpec, spec_to_json
 from minivmm.options import to_mapping
 from minivmm.units import GIB, parse_size
 
-INNER_RUNTIME = "/run/minivmm"
-"""Runtime directory inside the lab; its /run is its own, everything else is the host's."""
-
-DEFAULT_MEMORY = 3 * GIB
 OVERHEAD = 2 * GIB
 """Lab memory beside that of the machine in it: a kernel, Python, page tables (bytes)."""
 
-STDIN, STDOUT, STDERR = 0, 1, 2
+PATIENCE = 25.0
+"""Seconds that clients on this side wait for the sockets inside to exist."""
+
+STDIN = 0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.usage = "minivmm lab [-k KERNEL] [-m SIZE] [-p N] [--timeout T] [-v] [-- CMD...]"
-    parser.add_argument("-k", "--kernel", help="kernel of the lab itself (default: newest fetched)")
+    parser.add_argument("-k", "--kernel", help="kernel of the lab itself (default: 6.12)")
     parser.add_argument("-m", "--memory", metavar="SIZE", help="its memory (default: 3G)")
     parser.add_argument("-p", "--cpus", metavar="N", type=int, default=2, help="its CPUs")
     parser.add_argument("--timeout", metavar="T", help="end after T (30s, 2m) with status 124")
@@ -48,13 +48,13 @@ def run(args: argparse.Namespace) -> int:
     """Run the command (default: a shell); the exit status is its own."""
     timeout = None if args.timeout is None else parse_duration(args.timeout)
     memory = DEFAULT_MEMORY if args.memory is None else parse_size(args.memory)
-    kernel = newest() if args.kernel is None else find(args.kernel)
+    kernel = lab_kernel(say) if args.kernel is None else find(args.kernel)
     command = args.command or [os.environ.get("SHELL", "/bin/sh")]
     with (
         _time_limit(timeout),
         Lab(kernel, memory=memory, cpus=args.cpus, verbose=args.verbose) as lab,
     ):
-        return _run(lab, command, dict(os.environ), tty=_is_terminal())
+        return _run(lab, command, interactive=True)
 
 
 def boot_in_lab(spec: MachineSpec, options: BootOptions) -> int:
@@ -80,45 +80,37 @@ def boot_arguments(spec: MachineSpec, options: BootOptions) -> list[str]:
 
 
 def _boot(spec: MachineSpec, options: BootOptions) -> int:
-    kernel = newest()
-    if spec.kernel is not None:
-        find(spec.kernel)  # complain now rather than from inside
+    if spec.kernel is None:
+        newest()  # complain now rather than from inside
+    else:
+        find(spec.kernel)
     directory = runtime.claim(spec.name or runtime.free_name())
     try:
         spec = dataclasses.replace(spec, name=directory.name)
         directory.spec_file.write_text(json.dumps(spec_to_json(spec)) + "\n")
         words = [sys.executable, "-m", "minivmm.cli", "boot", "--accel=kvm"]
         words += boot_arguments(spec, options)
-        environment = os.environ | {"MINIVMM_RUNTIME_DIR": INNER_RUNTIME}
         with (
             _time_limit(options.timeout),
-            Lab(kernel, memory=_memory(spec), cpus=_cpus(spec)) as lab,
+            Lab(lab_kernel(say), memory=_memory(spec), cpus=_cpus(spec)) as lab,
         ):
-            inner = f"{INNER_RUNTIME}/{directory.name}"
-            lab.forward(directory.exec_socket, f"{inner}/exec.sock")
-            lab.forward(directory.qmp_socket, f"{inner}/qmp.sock")
+            inside = f"{RUNTIME_DIR}/{directory.name}"
+            lab.forward(directory.exec_socket, f"{inside}/exec.sock", patience=PATIENCE)
+            lab.forward(directory.qmp_socket, f"{inside}/qmp.sock", patience=PATIENCE)
             if options.qmp is not None:
-                lab.forward(options.qmp, f"{inner}/qmp.sock")
-            interactive = not options.command and _is_terminal()
-            return _run(lab, words, environment, tty=interactive)
+                lab.forward(options.qmp, f"{inside}/qmp.sock", patience=PATIENCE)
+            return _run(lab, words, interactive=not options.command)
     finally:
         directory.remove()
 
 
-def _run(lab: Lab, words: Sequence[str], environment: dict[str, str], *, tty: bool) -> int:
-    """Run `words` in the lab on our streams; without `tty`, a terminal's input stays here."""
-    stdin = STDIN
-    if not tty and os.isatty(STDIN):
-        stdin = os.open(os.devnull, os.O_RDONLY)
-    return lab.run(
-        words,
-        env=environment,
-        cwd=str(Path.cwd()),
-        stdin=stdin,
-        stdout=STDOUT,
-        stderr=STDERR,
-        tty=tty,
-    )
+def _run(lab: Lab, words: Sequence[str], *, interactive: bool) -> int:
+    """Run `words` in the lab on our streams; keys are for it only if `interactive`."""
+    tty = interactive and in_foreground(STDIN)
+    if tty or not os.isatty(STDIN):
+        return lab.run(words, tty=tty)
+    with Path(os.devnull).open("rb") as nothing:
+        return lab.run(words, stdin=nothing.fileno(), tty=False)
 
 
 def _device_text(device: object) -> str:
@@ -140,10 +132,6 @@ def _memory(spec: MachineSpec) -> int:
 
 def _cpus(spec: MachineSpec) -> int:
     return max(2, min(spec.cpus, os.cpu_count() or 1))
-
-
-def _is_terminal() -> bool:
-    return os.isatty(STDIN) and os.isatty(STDOUT)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ class Output:
         self._on_gone = on_gone
         self._pending = bytearray()
         self._lost = False
+        self._writing = False
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._write_all, name="console", daemon=True)
@@ -40,6 +41,11 @@ class Output:
             self._pending += data
             self._changed.notify()
 
+    def waiting(self) -> bool:
+        """True while something is not handed to the reader yet."""
+        with self._changed:
+            return self._writing or bool(self._pending)
+
     def close(self, timeout: float = 2.0) -> None:
         """Write what waits, for at most `timeout` seconds."""
         with self._changed:
@@ -50,10 +56,12 @@ class Output:
     def _write_all(self) -> None:
         while True:
             with self._changed:
+                self._writing = False
                 while not self._pending and not self._closing:
                     self._changed.wait()
                 data = bytes(self._pending)
                 self._pending.clear()
+                self._writing = bool(data)
             if not data:
                 return
             if not self._write(data):

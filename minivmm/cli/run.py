@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import signal
 import sys
 import threading
@@ -186,7 +187,7 @@ class _Run:
             end = exec_client.run(
                 self._directory.exec_socket,
                 self._options.command,
-                stdin=None if sys.stdin is None or sys.stdin.isatty() else STDIN,
+                stdin=None if os.isatty(STDIN) else STDIN,
                 stdout=STDOUT,
                 stderr=STDERR,
                 timeout=READY_TIMEOUT,
@@ -233,7 +234,7 @@ class _Run:
         if not in_foreground(STDIN):
             return
         on_escape: Callable[[str], None] | None = None
-        if sys.stdin is not None and sys.stdin.isatty():
+        if os.isatty(STDIN):
             self._notice("escape: Ctrl-A h")
             self._terminal.__enter__()
             on_escape = self._on_escape

@@ -73,8 +73,9 @@ class GuestAgent:
         return session
 
     def quit(self) -> None:
-        """Have the guest sync its file systems and power off."""
-        self._send("quit")
+        """Have the guest sync its file systems and power off; nothing happens while not ready."""
+        if self.ready:
+            self._send("quit")
 
     def inspect(self) -> dict[str, object]:
         """Readiness, and the sessions that run or wait, by id."""

@@ -99,7 +99,9 @@ class Client:
         except OSError as error:
             raise NoSuchMachine(f"nothing answers on {path} ({error.strerror})") from error
         greeting = self._receive(time.monotonic() + self._timeout)
-        if greeting is None or "QMP" not in greeting:
+        if greeting is None:
+            raise HostError(f"nothing comes from {path}: the VM is still starting, or stuck")
+        if "QMP" not in greeting:
             raise HostError(f"{path} does not speak QMP")
         self.execute("qmp_capabilities")
 

@@ -42,7 +42,7 @@ class ExecServer:
         self._agent = agent
         self._loop = loop
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._clients: dict[_Client, asyncio.Task[None]] = {}
 
     async def start(self, path: Path) -> None:
         """Listen at `path`. Raises OSError if that is impossible."""
@@ -52,15 +52,15 @@ class ExecServer:
         """Stop listening; clients still connected lose their connection."""
         if self._server is not None:
             self._server.close()
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        for client in self._clients:
+            client.stop()
+        await asyncio.gather(*self._clients.values())
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client = _Client(self._agent, self._loop, reader, writer)
         task = asyncio.get_running_loop().create_task(client.serve())
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        self._clients[client] = task
+        task.add_done_callback(lambda _: self._clients.pop(client))
 
 
 class _Client:
@@ -80,6 +80,7 @@ class _Client:
         self._session: Session | None = None
         self._opener: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
+        self._stopped = asyncio.Event()
         # Under the lock:
         self._output: list[bytes] = []
         self._output_size = 0
@@ -89,19 +90,23 @@ class _Client:
 
     async def serve(self) -> None:
         """Until the command has ended and the client knows, or the client is gone."""
-        tasks = {asyncio.ensure_future(self._read()), asyncio.ensure_future(self._write())}
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if self._opener is not None:
-                tasks.add(self._opener)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._abandon()
-            self._writer.close()
-            with contextlib.suppress(OSError):
-                await self._writer.wait_closed()
+        work = (self._read(), self._write(), self._stopped.wait())
+        tasks = {asyncio.ensure_future(part) for part in work}
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if self._opener is not None:
+            tasks.add(self._opener)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._abandon()
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    def stop(self) -> None:
+        """Have `serve` end now, whatever the client still has to read."""
+        self._stopped.set()
+        self._writer.transport.abort()
 
     def _abandon(self) -> None:
         """Kill what may still run, and let its output go nowhere."""

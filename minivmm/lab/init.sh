@@ -37,11 +37,10 @@ ip link set lo up
 hostname lab
 ulimit -n 65536     # the kernel's default, 1024, is little for a root with everything in it
 
-for port in /sys/class/virtio-ports/*; do     # QEMU was given one: the wire
-    [ -e "$port" ]
-done
+set -- /host/dev/vport*p1   # the wire: QEMU has given us no other port
+port=${1#/host}
 
 # -S and -E: the agent needs the standard library and minivmm, and should start quickly.
 exec switch_root /host "$PYTHON" -S -E -c \
-    'import sys; sys.path.insert(0, sys.argv[1]); from minivmm.lab.agent import main; main(sys.argv[2])' \
-    "$SOURCE" "/dev/${port##*/}"
+    'import sys; sys.path.insert(0, sys.argv[1]); import minivmm.lab.agent as a; a.main(sys.argv[2])' \
+    "$SOURCE" "$port"

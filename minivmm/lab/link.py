@@ -17,8 +17,8 @@ from minivmm.frames import MAX_PAYLOAD, Frame, FrameError, Kind
 from minivmm.lab.agent import HELLO
 from minivmm.lab.console import Console
 from minivmm.lab.loop import READ, Loop
-from minivmm.lab.session import Session
 from minivmm.lab.relay import Relay
+from minivmm.lab.session import Session
 from minivmm.lab.streams import Wire, json_frame
 
 

@@ -108,7 +108,7 @@ def qemu_command(
         *("-chardev", f"socket,id=files,fd={files}"),
         *("-device", "vhost-user-fs-pci,chardev=files,tag=host"),
         *("-chardev", f"socket,id=wire,fd={wire}", "-device", "virtio-serial-pci,max_ports=2"),
-        *("-device", f"virtserialport,chardev=wire,nr=1,name=minivmm.lab"),
+        *("-device", "virtserialport,chardev=wire,nr=1,name=minivmm.lab"),
         *("-kernel", str(kernel), "-initrd", initrd, "-append", " ".join(KERNEL_OPTIONS)),
     ]
 

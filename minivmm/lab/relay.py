@@ -1,4 +1,4 @@
-"""A socket at one end of a channel of the lab's wire; which socket, is up to agent.py and link.py."""
+"""A socket at one end of a channel of the wire; which one, is up to agent.py and link.py."""
 
 from __future__ import annotations
 

@@ -11,8 +11,6 @@ from minivmm.spec.record import Record, record, u8, u16, u32, u64
 
 END_TAG = b"\x79\x00"
 """Closes a resource template; a checksum of 0 means "not checked"."""
-LARGE_HEADER = 3
-"""Bytes of tag and length, which a large item's length does not count."""
 
 
 class RangeType(IntEnum):

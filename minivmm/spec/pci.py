@@ -125,7 +125,6 @@ class MsixEntry(Record):
 
 MSIX_ENTRY_MASKED = 1
 """Vector control, bit 0."""
-MSIX_MAX_VECTORS = 2048
 
 
 class ConfigAddress(IntFlag):

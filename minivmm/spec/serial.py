@@ -1,6 +1,5 @@
 """Registers and bits of the 16550A UART (National Semiconductor's PC16550D data sheet).
 
-
 Offsets are from the base port; every register is one byte wide. Bits are IntEnums, not IntFlags:
 their arithmetic is that of plain ints, and these registers are on the path of every console byte.
 """

@@ -38,9 +38,6 @@ class Feature(IntEnum):
         return 1 << self.value
 
 
-DEVICE_TYPE_FEATURES = (1 << 24) - 1 | ((1 << 128) - 1) ^ ((1 << 50) - 1)
-"""The bits that belong to device types: 0..23 and 50..127 (virtio-spec 2.2)."""
-
 MAX_QUEUE_SIZE = 32768
 """Largest split queue, in descriptors (virtio-spec 2.7)."""
 MAX_CHAIN_BYTES = 1 << 32

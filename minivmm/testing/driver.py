@@ -227,7 +227,7 @@ class VirtioPciDriver:
         self.queues.clear()
 
     def kick(self, index: int, *, by_exit: bool = False) -> None:
-        """Ring the doorbell of queue `index`; with `by_exit`, by an MMIO write that reaches the BAR.
+        """Ring the doorbell of queue `index`; with `by_exit`, by a write that reaches the BAR.
 
         Work that the device deferred is done before this returns.
         """

@@ -94,9 +94,9 @@ class FakeAgent:
         except OSError:
             return  # reset or stopped: nobody listens any more
         finally:
-            for port in ports:
-                if port is not None:
-                    self._guest.close(port)
+            # `source` is closed already, and may be somebody else's by now.
+            self._guest.close(output)
+            self._guest.close(errors)
 
     def _run(self, number: int, script: bytes, source: int | None, output: int, errors: int) -> int:
         with subprocess.Popen(

@@ -104,7 +104,7 @@ class SplitDriver:
         *,
         direct: int | None = None,
     ) -> int:
-        """Make a chain available: a descriptor for each of `readable` (bytes) and `writable` (sizes).
+        """Make a chain available: a descriptor for each `readable` (bytes) and `writable` (size).
 
         With `direct`, only so many are in the table, the others in an indirect table at the end.
         Returns the head. Raises IndexError if the table has no room.

@@ -56,9 +56,20 @@ def build_bzimage(code: bytes = b"\x90" * 0x1000, **fields: int) -> bytes:
     return bytes(data) + code
 
 
-def pvh_note(entry: int, *, width: int = 4, owner: bytes = b"Xen\0", kind: int = 18) -> bytes:
-    other = struct.pack("<III", 6, 5, 6) + b"Linux\0\0\0" + b"abcde\0\0\0"
-    return other + struct.pack("<III", len(owner), width, kind) + owner + entry.to_bytes(8, "little")
+LINUX_NOTE = struct.pack("<III", 6, 5, 6) + b"Linux\0\0\0" + b"abcde\0\0\0"
+
+
+def pvh_note(
+    entry: int,
+    *,
+    width: int = 4,
+    owner: bytes = b"Xen\0",
+    kind: int = 18,
+    before: bytes = LINUX_NOTE,
+) -> bytes:
+    return (
+        before + struct.pack("<III", len(owner), width, kind) + owner + entry.to_bytes(8, "little")
+    )
 
 
 def build_elf(

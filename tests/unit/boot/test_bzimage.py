@@ -38,9 +38,7 @@ def test_bytes_behind_the_code_are_not_loaded(
     assert small_memory.read(16 * MIB + 0x1000, 16) == bytes(16)
 
 
-def test_setup_sects_zero_means_four(
-    load: Load, bzimage: Build, small_memory: GuestMemory
-) -> None:
+def test_setup_sects_zero_means_four(load: Load, bzimage: Build, small_memory: GuestMemory) -> None:
     load(bzimage(b"code" * 1024, setup_sects=0))
     assert small_memory.read(16 * MIB, 4) == b"code"
 
@@ -188,9 +186,7 @@ def test_initrd_may_touch_the_end_of_the_kernel(
     assert field(page, 0x218, "<I") == 116 * MIB
 
 
-def test_initrd_beyond_the_kernels_limit_is_not_cured_by_memory(
-    load: Load, bzimage: Build
-) -> None:
+def test_initrd_beyond_the_kernels_limit_is_not_cured_by_memory(load: Load, bzimage: Build) -> None:
     with pytest.raises(ImageError, match=r"must end below 0x1900000: use a smaller one"):
         load(bzimage(initrd_addr_max=25 * MIB - 1), initrd=bytes(2 * MIB))
 

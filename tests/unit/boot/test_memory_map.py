@@ -1,5 +1,7 @@
 """The E820 map (reference F.11)."""
 
+import itertools
+
 import pytest
 
 from minivmm.boot.e820 import memory_map
@@ -17,7 +19,7 @@ def make(memory: int) -> AddressMap:
 @pytest.mark.parametrize("memory", KINDS)
 def test_entries_are_sorted_and_disjoint(memory: int) -> None:
     entries = memory_map(make(memory))
-    for left, right in zip(entries, entries[1:], strict=False):
+    for left, right in itertools.pairwise(entries):
         assert left.base + left.size <= right.base
 
 

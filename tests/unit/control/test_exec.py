@@ -73,7 +73,7 @@ class Vm:
         """Run through the client; files stand in for the caller's descriptors."""
         with contextlib.ExitStack() as files:
             out, err, source = (
-                files.enter_context(open(os.memfd_create(name), "w+b")) for name in "oei"
+                files.enter_context(os.fdopen(os.memfd_create(name), "w+b")) for name in "oei"
             )
             source.write(stdin or b"")
             source.seek(0)

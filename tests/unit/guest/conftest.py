@@ -1,4 +1,4 @@
-"""Inputs for the guest part's tests: modules written byte by byte, a module tree, an own busybox."""
+"""Inputs for the guest part's tests: modules written byte by byte, module trees, a busybox."""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ ALL_MODULES = {
 
 def unpack(archive: bytes) -> dict[str, bytes]:
     """Names and data of a newc archive, links with their targets."""
-    found, at = {}, 0
+    found: dict[str, bytes] = {}
+    at = 0
     while True:
         size = int(archive[at + 54 : at + 62], 16)
         name_size = int(archive[at + 94 : at + 102], 16)

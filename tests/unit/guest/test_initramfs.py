@@ -10,16 +10,20 @@ import pytest
 
 from minivmm.guest.initramfs import Archive
 
+FIELDS = (
+    "ino", "mode", "uid", "gid", "nlink", "mtime", "filesize", "devmajor", "devminor", "rdevmajor",
+    "rdevminor", "namesize", "check",
+)  # fmt: skip
+
 
 def read_newc(archive: bytes) -> list[tuple[str, dict[str, int], bytes]]:
     """(name, header numbers, data) of every entry, from the format's description."""
-    names = "ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor".split()
-    names += ["namesize", "check"]
-    found, at = [], 0
+    found: list[tuple[str, dict[str, int], bytes]] = []
+    at = 0
     while True:
         assert archive[at : at + 6] == b"070701"
         numbers = [int(archive[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
-        header = dict(zip(names, numbers, strict=True))
+        header = dict(zip(FIELDS, numbers, strict=True))
         name = archive[at + 110 : at + 110 + header["namesize"]]
         assert name.endswith(b"\0")
         start = (at + 110 + header["namesize"] + 3) // 4 * 4

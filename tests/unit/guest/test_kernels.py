@@ -46,7 +46,7 @@ PACKAGES = (
 
 
 class FakeDebian:
-    """Fake apt-cache, apt-get and dpkg-deb; `mirror` is what exists, `lists` what the host knows."""
+    """Fake apt and dpkg; file `mirror` is what exists, `lists` what the host knows."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -192,7 +192,7 @@ def test_without_apt_the_cure_is_named(
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
 
-    with pytest.raises(HostError, match="apt-cache not found: .* -k"):
+    with pytest.raises(HostError, match=r"apt-cache not found: .* -k"):
         kernels.fetch("6.12")
 
 

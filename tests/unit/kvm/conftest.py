@@ -14,7 +14,7 @@ from minivmm.kvm.system import System
 from minivmm.kvm.vcpu import KICK_SIGNAL, Vcpu, install_kick_handler
 from minivmm.kvm.vm import Vm
 from minivmm.memory.region import Region
-from minivmm.spec.x86 import CpuState, Regs, Segment, Sregs
+from minivmm.spec.x86 import CpuState, Regs, Segment, Sregs, Table
 
 RAM = 0x8000
 """Bytes of RAM at 0; what lies behind is MMIO that real-mode code can reach."""
@@ -27,7 +27,9 @@ def real_mode(rip: int = CODE) -> CpuState:
     code = Segment(limit=0xFFFF, type=11, g=0)
     data = Segment(limit=0xFFFF, type=3, g=0)
     task = Segment(limit=0xFFFF, type=11, s=0, g=0)
-    return CpuState(Regs(rip=rip, rsp=STACK), Sregs(code, data, task, cr0=0x10))
+    return CpuState(
+        Regs(rip=rip, rsp=STACK), Sregs(code, data, task, idt=Table(limit=0x3FF), cr0=0x10)
+    )
 
 
 def long_mode() -> CpuState:

@@ -91,7 +91,7 @@ def test_no_kick_is_lost_in_a_storm(boot: Callable, in_thread: Callable) -> None
         assert seen.acquire(timeout=5), f"kick {number} was lost"
 
 
-def test_no_kick_is_lost_while_halting(boot: Callable, in_thread: Callable) -> None:
+def test_no_kick_is_lost_by_a_guest_that_never_exits(boot: Callable, in_thread: Callable) -> None:
     # Only the kick ever wakes this one, so a lost kick is a hang.
     cpu = boot(SPIN).cpu
     wanted = 0

@@ -1,4 +1,4 @@
-"""The declared structures have the sizes of the specification; hot-path overlays agree with them."""
+"""Structures have the sizes that the specification gives; hot-path overlays agree with them."""
 
 import struct
 

@@ -1,0 +1,183 @@
+"""From the command line and config files to a machine's spec, and back to a command line."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from minivmm.cli import boot, main
+from minivmm.cli.lab import boot_arguments
+from minivmm.devices.virtio_mem.spec import VirtioMemSpec
+from minivmm.errors import ExitStatus, UsageError
+from minivmm.machine_spec import MachineSpec
+from minivmm.units import GIB, MIB
+
+
+@pytest.fixture(autouse=True)
+def no_user_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path / "config" / "minivmm" / "config.json"
+
+
+def parse(*words: str) -> argparse.Namespace:
+    own = main.own_words(["boot", *words])
+    args = main.parser_for(own).parse_args(own)
+    args.command = list(words[len(own) :])
+    return args
+
+
+def spec(*words: str) -> MachineSpec:
+    return boot.spec_from(parse(*words))
+
+
+def test_defaults() -> None:
+    assert spec() == MachineSpec()
+
+
+def test_every_option_reaches_the_spec(tmp_path: Path) -> None:
+    kernel = tmp_path / "bzImage"
+    kernel.touch()
+
+    found = spec(
+        *("-m", "1GiB", "-p", "4", "-n", "box", "-i", "/i.img", "--modules", "/lib/m"),
+        *("-a", "quiet loglevel=3", "-a", "panic=1", "--online", "online_kernel"),
+        *("--device", "virtio-mem-pci,id=a,size=4G,block-size=4M", "--mem-device", "size=1G"),
+        str(kernel),
+    )
+
+    assert found == MachineSpec(
+        name="box",
+        memory=GIB,
+        cpus=4,
+        kernel=str(kernel),
+        modules="/lib/m",
+        initrd="/i.img",
+        online="online_kernel",
+        append=("quiet loglevel=3", "panic=1"),
+        devices=(
+            VirtioMemSpec(id="a", size=4 * GIB, block_size=4 * MIB),
+            VirtioMemSpec(id="vmem0", size=GIB),
+        ),
+    )
+
+
+def test_the_kernel_is_positional_or_k_but_not_both() -> None:
+    assert spec("6.12").kernel == spec("-k", "6.12").kernel == "6.12"
+    with pytest.raises(UsageError, match="two kernels"):
+        spec("6.12", "-k", "6.1")
+
+
+def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vmlinux").touch()
+
+    found = spec("vmlinux", "-i", "my.img")
+
+    assert found.kernel == str(tmp_path / "vmlinux")
+    assert found.initrd == str(tmp_path / "my.img")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["-m", "512MB"], "ambiguous"),
+        (["-m", "x"], "not understood"),
+        (["-p", "0"], "out of range"),
+        (["-p", "two"], "not a number"),
+        (["--online", "sometimes"], "online_movable"),
+        (["--device", "virtio-mem"], "virtio-mem-pci"),
+        (["--device", "virtio-mem-pci,size=4G,blocksize=2M"], "block-size"),
+        (["--device", "virtio-mem-pci"], "size= is required"),
+        (["--mem-device", "size=3M"], "multiple"),
+        (["--mem-device", "id=a,size=4M", "--mem-device", "id=a,size=4M"], "two devices"),
+        (["--config", "/nowhere.json"], "does not exist"),
+    ],
+)
+def test_what_is_not_acceptable_is_named(words: list[str], why: str) -> None:
+    with pytest.raises(UsageError, match=why) as refusal:
+        spec(*words)
+    assert "\n" not in str(refusal.value)
+
+
+def test_dry_run_prints_json_that_config_reads_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-m", "1G", "-a", "a b", "--mem-device", "size=4G,requested-size=1G", "-n", "x"]
+
+    assert main.run(["boot", "--dry-run", "--json", *words]) == 0
+
+    printed = capsys.readouterr().out
+    assert json.loads(printed)["schema"] == 1
+    path = tmp_path / "spec.json"
+    path.write_text(printed)
+    assert spec("--config", str(path)) == spec(*words)
+    assert main.run(["boot", "--dry-run", "--json", "--config", str(path)]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_options_win_over_config_and_config_over_the_users(
+    tmp_path: Path, no_user_config: Path
+) -> None:
+    no_user_config.parent.mkdir(parents=True)
+    no_user_config.write_text('{"memory": "2G", "cpus": 2, "online": "online"}')
+    path = tmp_path / "spec.json"
+    path.write_text('{"memory": "3G", "cpus": 3}')
+
+    found = spec("--config", str(path), "-m", "4G")
+
+    assert (found.memory, found.cpus, found.online) == (4 * GIB, 3, "online")
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"bogus": 1}', '{"devices": [1]}', '{"append": 3}'])
+def test_bad_config_files_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "spec.json"
+    path.write_text(text)
+
+    with pytest.raises(UsageError):
+        spec("--config", str(path))
+
+
+def test_dry_run_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    main.run(["boot", "--dry-run", "--mem-device", "size=4G"])
+
+    printed = capsys.readouterr().out
+    assert "memory:   512M" in printed
+    assert "vmem0, 4G" in printed
+
+
+def test_device_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["boot", "--device", "help"]) == 0
+    assert capsys.readouterr().out == "virtio-mem-pci\n"
+    assert main.run(["boot", "--device", "virtio-mem-pci,help"]) == 0
+    printed = capsys.readouterr().out
+    assert "requested-size=<size>" in printed
+    assert "(required)" in printed
+
+
+def test_json_alone_is_refused() -> None:
+    assert main.run(["boot", "--json"]) == ExitStatus.MINIVMM_FAILED
+
+
+def test_the_command_is_what_follows_the_dashes() -> None:
+    args = main.parser_for(["boot", "6.12"]).parse_args(["boot", "6.12"])
+    args.command = ["ls", "-m", "--", "x"]
+
+    assert boot.options_from(args).command == ("ls", "-m", "--", "x")
+
+
+def test_the_lab_gets_a_command_line_with_the_same_meaning() -> None:
+    asked = spec(
+        *("-m", "1G", "-p", "2", "-k", "6.12", "-a", "-x y", "-n", "box"),
+        *("--device", "virtio-mem-pci,id=a,size=4G,requested-size=2M,memaddr=0x200000000"),
+        *("--mem-device", "size=1G,unplugged-inaccessible=on,node=1"),
+    )
+    options = boot.BootOptions(command=("echo", "--", "-n"), stats=True, quiet=True)
+
+    words = boot_arguments(asked, options)
+
+    own = main.own_words(["boot", *words])
+    args = main.parser_for(own).parse_args(own)
+    args.command = words[len(own) :]
+    assert boot.spec_from(args) == asked
+    assert boot.options_from(args) == options
