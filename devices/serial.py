@@ -77,10 +77,11 @@ class Serial:
 
     def receive(self, data: bytes) -> int:
         """Take input for the guest; returns how many bytes, from the start of `data`, it took."""
+        self._refused = False  # on_space must not be called before this returns
         taken = min(len(data), BACKLOG_SIZE - len(self._backlog))
         self._backlog.extend(data[:taken])
-        self._refused = taken < len(data)
         self._fill()
+        self._refused = taken < len(data)
         self._update()
         return taken
 

@@ -19,6 +19,7 @@ from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.doorbells import KvmDoorbells
 from minivmm.guest_image import GuestImage
 from minivmm.interrupts import KvmInterrupts
+from minivmm.kvm.abi import Cap
 from minivmm.kvm.hypervisor import Hypervisor, HypervisorVm
 from minivmm.loop import EventLoop
 from minivmm.machine_spec import MachineSpec
@@ -102,8 +103,15 @@ class Machine:
             device.on_size_change = self._size_reporter(device.identifier)
         state = self.board.load(image)
         self._vcpus = [self._vm.create_vcpu(index) for index in range(spec.cpus)]
+        deadline_timer = bool(system.check(Cap.TSC_DEADLINE_TIMER))
         for vcpu in self._vcpus:
-            entries = guest_cpuid(cpuid, index=vcpu.index, count=spec.cpus, phys_bits=phys_bits)
+            entries = guest_cpuid(
+                cpuid,
+                index=vcpu.index,
+                count=spec.cpus,
+                phys_bits=phys_bits,
+                tsc_deadline=deadline_timer,
+            )
             vcpu.initialise(entries, state if vcpu.index == 0 else None)
         self._group = VcpuGroup(
             self._vcpus,

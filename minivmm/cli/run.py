@@ -205,7 +205,8 @@ class _Run:
     def _open_console(self) -> Output | None:
         """Where console output goes: stdout for a shell, nowhere (or stderr) beside a command."""
         if not self._options.command:
-            return Output(STDOUT)
+            end = Interrupted("nobody reads the guest's console any more")
+            return Output(STDOUT, lambda: self._loop.call_soon(lambda: self._finish(end)))
         return Output(STDERR) if self._options.verbose else None
 
     def _on_console(self, data: bytes) -> None:

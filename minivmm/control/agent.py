@@ -170,7 +170,7 @@ class GuestAgent:
             session.finish(SIGNAL_STATUS + signal)
             self._start_waiting()
         else:
-            self._send(f"kill {session.id} {signal}")
+            self._send(f"kill {session.id} {int(signal)}")
 
     def _release(self, session: Session) -> None:
         self._running.pop(session.id, None)

@@ -60,7 +60,7 @@ class Link:
     def run(self, request: dict[str, Any], fds: Sequence[int]) -> Session:
         """Start the command that `request` describes (see agent.py) on stdin, stdout, stderr `fds`.
 
-        Raises HostError if arguments and environment are too long.
+        The descriptors stay the caller's. Raises HostError if the request is too long.
         """
         opening = json_frame(0, Kind.OPEN, request).payload
         if len(opening) > MAX_PAYLOAD:

@@ -19,13 +19,13 @@ from minivmm.lab.streams import CREDIT, Sink, Source, Wire, json_frame, json_pay
 class Session:
     """One command. `wait`, `send_signal` and `resize` are for any thread, the rest for the link's.
 
-    `fds` are the caller's stdin, stdout and stderr; they stay the caller's and keep blocking.
+    `fds` are the caller's stdin, stdout and stderr; they are duplicated here, and keep blocking.
     """
 
     def __init__(self, loop: Loop, wire: Wire, fds: Sequence[int]) -> None:
         self._loop = loop
         self._wire = wire
-        self._fds = tuple(fds)
+        self._fds = [_duplicate(fd) for fd in fds]  # until `start`, which passes them on
         self._channel = 0  # none yet
         self._on_end: Callable[[], None] = lambda: None
         self._sources: list[Source] = []
@@ -54,7 +54,8 @@ class Session:
         """The command's channel is open: begin to carry its streams."""
         self._channel = channel
         self._on_end = on_end
-        stdin, *outputs = (_duplicate(fd) for fd in self._fds)
+        stdin, *outputs = self._fds
+        self._fds.clear()
         self._sources.append(Source(self._wire, channel, Kind.STDIN, stdin, self._input_ended))
         for kind, fd in zip((Kind.STDOUT, Kind.STDERR), outputs, strict=True):
             # These may block (they are shared with others, so that is not ours to change): PIPE_BUF
@@ -83,6 +84,9 @@ class Session:
     def fail(self, error: HostError) -> None:
         """There will be no status: `error` is why."""
         self._failure = error
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
         for source in self._sources:
             source.stop()
         for sink in self._sinks.values():

@@ -12,9 +12,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ class Vm:
         self.fake = FakeAgent(self.guest)
         self._thread = threading.Thread(target=self.loop.asyncio.run_forever)
         self._thread.start()
-        self._on_loop(self.server.start(socket_path))
+        self.wait(self.server.start(socket_path))
 
     def boot(self) -> None:
         self.guest.probe()
@@ -53,22 +54,16 @@ class Vm:
 
     def close(self) -> None:
         self.fake.stop()
-        self._on_loop(self.server.close())
+        self.wait(self.server.close())
         self.loop.asyncio.call_soon_threadsafe(self.loop.asyncio.stop)
         self._thread.join(timeout=10)
         self.loop.asyncio.close()
 
-    def _on_loop(self, work: object) -> None:
-        assert asyncio.iscoroutine(work)
+    def wait(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self.loop.asyncio).result(10)
 
     def run(
-        self,
-        *argv: str,
-        stdin: bytes | None = None,
-        env: dict[str, str] | None = None,
-        cwd: str | None = None,
-        timeout: float | None = 10,
+        self, *argv: str, stdin: bytes | None = None, timeout: float = 10, **options: Any
     ) -> tuple[int, bytes, bytes]:
         """Run through the client; files stand in for the caller's descriptors."""
         with contextlib.ExitStack() as files:
@@ -83,15 +78,12 @@ class Vm:
                 stdin=None if stdin is None else source.fileno(),
                 stdout=out.fileno(),
                 stderr=err.fileno(),
-                env=env,
-                cwd=cwd,
                 timeout=timeout,
+                **options,
             )
-            return status, _content(out.fileno()), _content(err.fileno())
-
-
-def _content(fd: int) -> bytes:
-    return os.pread(fd, os.fstat(fd).st_size, 0)
+            out.seek(0)
+            err.seek(0)
+            return status, out.read(), err.read()
 
 
 @pytest.fixture
@@ -119,9 +111,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 
 def test_output_errors_and_status_come_back(vm: Vm) -> None:
-    result = vm.run("sh", "-c", "echo out; echo err >&2; exit 42")
-
-    assert result == (42, b"out\n", b"err\n")
+    assert vm.run("sh", "-c", "echo out; echo err >&2; exit 42") == (42, b"out\n", b"err\n")
 
 
 def test_every_byte_passes_both_ways(vm: Vm) -> None:
@@ -143,12 +133,9 @@ def test_command_runs_in_the_root_directory_or_where_asked(vm: Vm) -> None:
     assert vm.run("pwd", cwd="/usr")[1] == b"/usr\n"
 
 
-def test_without_stdin_the_command_reads_nothing(vm: Vm) -> None:
-    assert vm.run("cat") == (0, b"", b"")
-
-
-def test_empty_stdin_is_end_of_file(vm: Vm) -> None:
-    assert vm.run("cat", stdin=b"") == (0, b"", b"")
+@pytest.mark.parametrize("stdin", [None, b""])
+def test_no_stdin_and_empty_stdin_are_end_of_file(vm: Vm, stdin: bytes | None) -> None:
+    assert vm.run("cat", stdin=stdin) == (0, b"", b"")
 
 
 def test_command_that_ignores_stdin_ends(vm: Vm) -> None:
@@ -156,20 +143,12 @@ def test_command_that_ignores_stdin_ends(vm: Vm) -> None:
 
 
 def test_large_output_is_complete(vm: Vm) -> None:
-    status, out, _ = vm.run("sh", "-c", "yes | head -c 3000000")
-
-    assert (status, out) == (0, b"y\n" * 1_500_000)
+    assert vm.run("sh", "-c", "yes | head -c 3000000") == (0, b"y\n" * 1_500_000, b"")
 
 
-def test_missing_command_is_127(vm: Vm) -> None:
-    status, _, err = vm.run("/no/such/command")
-
-    assert status == 127
-    assert b"/no/such/command" in err
-
-
-def test_death_by_signal_is_128_and_more(vm: Vm) -> None:
-    assert vm.run("sh", "-c", "kill -TERM $$")[0] == 143
+@pytest.mark.parametrize(("script", "status"), [("/no/such", 127), ("kill -TERM $$", 143)])
+def test_statuses_are_those_of_a_shell(vm: Vm, script: str, status: int) -> None:
+    assert vm.run("sh", "-c", script)[0] == status
 
 
 def test_eight_commands_at_once_share_the_ports(vm: Vm) -> None:
@@ -220,7 +199,7 @@ def test_end_of_the_server_ends_the_command(vm: Vm) -> None:
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(vm.run, "sleep", "60")
         assert eventually(lambda: bool(vm.fake.running))
-        vm._on_loop(vm.server.close())
+        vm.wait(vm.server.close())
 
         with pytest.raises(GuestFailure, match="went away"):
             result.result(10)
