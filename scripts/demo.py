@@ -80,9 +80,7 @@ def steps() -> bool:
     """Go through all sizes; True if both sides agreed each time."""
     began = time.monotonic()
     base = look()
-    print(
-        f"{'':<18} {'requested':>11} {'plugged':>9} {'MemTotal':>12} {'online':>9} {'time':>12}"
-    )
+    print(f"{'':<18} {'requested':>11} {'plugged':>9} {'MemTotal':>12} {'online':>9} {'time':>12}")
     show("booted", base, time.monotonic() - began)
     ok = agree(base, 0, base)
     for size, what in STEPS:

@@ -38,6 +38,7 @@ class VirtioConsole(VirtioDevice):
         queue_sizes=(QUEUE_SIZE,) * (2 * len(PORT_NAMES) + 2),
         config_size=ConsoleConfig.SIZE,
         pci_class=0x078000,  # communication controller, other
+        vectors=2,
     )
 
     def __init__(self, identifier: str = "console0") -> None:

@@ -19,7 +19,7 @@ MIB = 1 << 20
 VIRTIOFSD_PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 """Where distributions put virtiofsd, which is not in PATH."""
 
-CPU = "max,+svm,-la57,-smap,-smep,-umip,-pku"
+CPU = "max,+svm,-la57,-smap,-smep,-umip,-pku,-xsave"
 """SVM for KVM inside; without what costs emulation time and protects nobody here."""
 
 KERNEL_OPTIONS = (
@@ -101,7 +101,14 @@ def qemu_command(
         *("-name", "minivmm-lab", "-nodefaults", "-no-user-config", "-display", "none"),
         "-no-reboot",
         *("-accel", "tcg,thread=multi", "-cpu", CPU),
-        *("-machine", "q35,memory-backend=memory", "-smp", str(cpus), "-m", size),
+        *(
+            "-machine",
+            "q35,memory-backend=memory",
+            "-smp",
+            f"{cpus},maxcpus={max(cpus, 2)}",
+            "-m",
+            size,
+        ),
         # virtiofsd maps the memory, so it is shared.
         *("-object", f"memory-backend-memfd,id=memory,size={size},share=on"),
         *("-chardev", "stdio,id=console,signal=off", "-device", "isa-serial,chardev=console"),

@@ -1,1 +1,1 @@
-"""Wire truth: numbers and structures of the specifications, declared with construct, no behaviour."""
+"""Wire truth: numbers and structures of the specifications, declared with construct."""

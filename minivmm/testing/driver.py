@@ -171,7 +171,10 @@ class VirtioPciDriver:
     def setup_queue(
         self, index: int, size: int | None = None, *, vector: int | None = None
     ) -> SplitDriver:
-        """A new ring for queue `index` (default: its largest size, vector index + 1), enabled."""
+        """A new ring for queue `index` (default: its largest size), enabled.
+
+        Its vector is index + 1 by default, or the last one if there are fewer.
+        """
         self.set("queue_select", index)
         if size is not None:
             self.set("queue_size", size)
@@ -182,15 +185,22 @@ class VirtioPciDriver:
         self.set("queue_desc", ring.layout.descriptors)
         self.set("queue_driver", ring.layout.driver)
         self.set("queue_device", ring.layout.device)
-        self.set("queue_msix_vector", index + 1 if vector is None else vector)
+        if vector is None:
+            vector = min(index + 1, self.vectors - 1)
+        self.set("queue_msix_vector", vector)
         self.set("queue_enable", 1)
         self.queues[index] = ring
         return ring
 
+    @property
+    def vectors(self) -> int:
+        """How many vectors the MSI-X table has."""
+        return (self.read_pci(self.msix_capability + 2, 2) & 0x7FF) + 1
+
     def enable_msix(self) -> None:
         """Every vector unmasked; vector n sends n to MESSAGE_ADDRESS."""
         self.set_msix_control(pci.MsixControl.ENABLE | pci.MsixControl.FUNCTION_MASK)
-        for vector in range((self.read_pci(self.msix_capability + 2, 2) & 0x7FF) + 1):
+        for vector in range(self.vectors):
             self.set_msix_entry(vector, pci.MsixEntry(MESSAGE_ADDRESS, 0, vector, 0))
         self.set_msix_control(pci.MsixControl.ENABLE)
 

@@ -31,6 +31,12 @@ class DeviceTraits:
     """Bytes of device configuration space; 0 if there is none."""
     pci_class: int = 0x00FF00
     """24-bit PCI class code."""
+    vectors: int | None = None
+    """MSI-X vectors, at least 2; None: one for each queue and one for configuration changes.
+
+    Every vector costs a driver some ten exits to set up, so a device with many quiet queues offers
+    two, which drivers then share (Linux drivers/virtio/virtio_pci_common.c, vp_find_vqs).
+    """
 
 
 class Signals(Protocol):

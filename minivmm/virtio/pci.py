@@ -57,7 +57,7 @@ class VirtioPciFunction(PciFunction):
         self._isr = 0
         self._queues = range(len(device.traits.queue_sizes))
         self.transport = Transport(device, self, memory=memory, trace=trace, defer=defer)
-        vectors = min(max(2, 1 + len(self._queues)), MAX_VECTORS)
+        vectors = min(device.traits.vectors or max(2, 1 + len(self._queues)), MAX_VECTORS)
         self._common = CommonConfiguration(self.transport, vectors)
         registers = self._build_bar()
         self._add_capabilities()

@@ -69,13 +69,21 @@ class Many(EchoDevice):
     traits = DeviceTraits(device_id=3, name="many", queue_sizes=(16,) * 26, config_size=12)
 
 
+class Sharing(EchoDevice):
+    traits = DeviceTraits(
+        device_id=3, name="sharing", queue_sizes=(16,) * 4, config_size=12, vectors=2
+    )
+
+
 def test_device_without_configuration_has_no_device_structure() -> None:
     with DeviceBench(Bare()) as bench:
         assert CapabilityType.DEVICE not in bench.driver.probe().structures
 
 
-@pytest.mark.parametrize(("model", "vectors"), [(Bare, 2), (EchoDevice, 3), (Many, 27)])
-def test_one_vector_for_each_queue_and_one_for_changes(
+@pytest.mark.parametrize(
+    ("model", "vectors"), [(Bare, 2), (EchoDevice, 3), (Many, 27), (Sharing, 2)]
+)
+def test_one_vector_for_each_queue_and_one_for_changes_unless_fewer_are_wanted(
     model: type[EchoDevice], vectors: int
 ) -> None:
     with DeviceBench(model()) as bench:
