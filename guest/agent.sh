@@ -9,7 +9,7 @@
 
 ports=${MINIVMM_PORTS:-/sys/class/virtio-ports}
 devices=${MINIVMM_DEVICES:-/dev}
-running=${MINIVMM_RUN:-/run}/agent      # one file for each output port in use: "ID PID"
+running=${MINIVMM_RUN:-/run}/agent      # a file for each output port in use: "ID PID"
 
 # Sets $port to the device of the port named $1; fails if there is none.
 find_port() {
@@ -74,17 +74,49 @@ run_session() {
         tell failed "$id" "$why"
         return
     fi
-    # The command must not inherit our descriptors: a port is free when the last of them closes. The
-    # subshell's number, read from /proc since $$ is ours, stays with it as it becomes setsid, then
+    # Between command and ports lie pipes: a port cannot be opened a second time, and that is what
+    # writing to /dev/stdout or /dev/stderr does. Descriptor 7 is the output's pipe on its way, 8 the
+    # error output's: 2 is still where the shell complains.
+    {
+        run_command 8>&1 >&7 7>&- | relay err >&6 7>&-
+    } 7>&1 | relay out >&5
+}
+
+# Runs the command, with standard output and error as they are, and tells its end.
+run_command() {
+    # It must not inherit our descriptors: a port is free when the last of them closes. The
+    # subshell's number, read from /proc since $$ is not it, stays with it as it becomes setsid, then
     # the leader of a session and process group, then the command.
     (
         read -r pid _ </proc/self/stat
         echo "$id $pid" >"$note"
         exec setsid sh -c "$(printf %b "$script")"
-    ) <&4 >&5 2>&6 3>&- 4>&- 5>&- 6>&-
+    ) <&4 2>&8 3>&- 4>&- 5>&- 6>&- 8>&-
     status=$?
+    exec >&- 8>&-
+    settle out
+    settle err
     : >"$note"
     tell exit "$id" "$status"
+}
+
+# Passes a pipe on to a port, until nobody holds the pipe any more.
+relay() {
+    read -r pid _ </proc/self/stat
+    echo "$pid" >"$running/.$1.$out"
+    exec cat 3>&- 4>&- 5>&- 6>&-
+}
+
+# Waits until relay $1 has passed on all it was given: it is gone, or waits for more. The latter is
+# the case if the command left processes behind that hold its output; they are not waited for.
+settle() {
+    until read -r pid <"$running/.$1.$out"; do sleep 0.01; done
+    while [ -d "/proc/$pid" ]; do
+        place=
+        read -r place <"/proc/$pid/wchan"
+        case $place in *pipe_read*) return ;; esac
+        sleep 0.01
+    done
 }
 
 # Opens ports $in (or - for none), $out and $err as descriptors 4, 5 and 6; or fails and sets $why.

@@ -48,11 +48,6 @@ class RawTerminal:
     ) -> None:
         self.restore()
 
-    @property
-    def active(self) -> bool:
-        """True while the terminal is in raw mode by our doing."""
-        return self._saved is not None
-
     def restore(self) -> None:
         """Back to the mode found; harmless when repeated."""
         if self._saved is not None:

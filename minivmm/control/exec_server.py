@@ -22,6 +22,7 @@ from pathlib import Path
 from minivmm.control.agent import GuestAgent
 from minivmm.control.agent_session import Callbacks, Session
 from minivmm.control.exec_request import CREDIT, ExecRequest
+from minivmm.control.listening import stop_listening
 from minivmm.errors import MinivmmError, UsageError, WaitTimeout
 from minivmm.frames import Decoder, Frame, FrameError, Kind
 from minivmm.loop import EventLoop
@@ -51,7 +52,7 @@ class ExecServer:
     async def close(self) -> None:
         """Stop listening; clients still connected lose their connection."""
         if self._server is not None:
-            self._server.close()
+            await stop_listening(self._server)
         for client in self._clients:
             client.stop()
         await asyncio.gather(*self._clients.values())

@@ -21,6 +21,7 @@ from minivmm.control.commands import CAPABILITIES, COMMANDS, version
 from minivmm.control.events import Throttle
 from minivmm.control.face import Context
 from minivmm.control.lexer import Lexer, ParseError
+from minivmm.control.listening import stop_listening
 from minivmm.errors import HostError, MinivmmError, Refused
 
 BACKLOG_MAX = 4 << 20
@@ -38,7 +39,7 @@ class QmpServer:
     def __init__(self, context: Context, lock: threading.RLock) -> None:
         self._context = context
         self._lock = lock
-        self._sessions: set[Session] = set()
+        self._sessions: dict[Session, asyncio.Task[None]] = {}
         self._servers: list[asyncio.Server] = []
         self._paths: list[Path] = []
 
@@ -50,7 +51,7 @@ class QmpServer:
             self._throttle = Throttle(self._broadcast, self._loop.call_later)
             self._context.machine.on_event.append(self._on_event)
         listener = _listen(path)
-        self._servers.append(await asyncio.start_unix_server(self._serve, sock=listener))
+        self._servers.append(await asyncio.start_unix_server(self._accept, sock=listener))
         self._paths.append(path)
 
     async def close(self) -> None:
@@ -58,25 +59,24 @@ class QmpServer:
         if self._servers:
             self._context.machine.on_event.remove(self._on_event)
         for server in self._servers:
-            server.close()
+            await stop_listening(server)
         for path in self._paths:
             path.unlink(missing_ok=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_GRACE):
-                await asyncio.gather(*(s.finish() for s in list(self._sessions)))
-        for session in list(self._sessions):
+                await asyncio.gather(*(session.finish() for session in self._sessions))
+        for session, task in list(self._sessions.items()):
             session.abort()
-        while self._sessions:
-            await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.gather(*self._sessions.values(), return_exceptions=True)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         session = Session(self._context, self._lock, writer)
-        self._sessions.add(session)
-        try:
-            await session.serve(reader)
-        finally:
-            self._sessions.discard(session)
-            writer.close()
+        task = self._loop.create_task(session.serve(reader))
+        self._sessions[session] = task
+        # Not in serve(): a task that is cancelled before its first step runs nothing of it.
+        task.add_done_callback(lambda _: self._sessions.pop(session, None))
+        task.add_done_callback(lambda _: writer.close())
 
     def _on_event(self, name: str, data: dict[str, object]) -> None:
         """Any thread. On the loop's own thread events overtake the reply that caused them."""

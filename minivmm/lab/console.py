@@ -18,6 +18,10 @@ KEPT = 64 * 1024
 
 _DECORATION = re.compile(r"\x1b[\[(][0-9;?]*[A-Za-z]|\x1bc|^\[ *\d+\.\d+\] ", re.MULTILINE)
 _PANIC = "Kernel panic"
+_CAUSES = ("BUG: ", "Oops: ", "general protection fault", "kernel BUG ")
+"""How the kernel begins to report a fault of its own, of which the panic is only the end."""
+_NOISE = ("virtio_loop: ", "fv_queue_thread: ")
+"""How virtiofsd begins to report that QEMU left, which is never the cause."""
 
 
 class Console:
@@ -36,10 +40,13 @@ class Console:
         """The line that most likely tells what went wrong."""
         text = _DECORATION.sub("", self._text.decode(errors="replace").replace("\r", ""))
         lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith(_NOISE)]
         for index, line in enumerate(lines):
             if line.startswith(_PANIC):
-                # The kernel's reason, after what process 1 had to say when it is that which died.
-                return "; ".join(lines[max(index - 1, 0) : index + 1])
+                faults = [line for line in lines[:index] if line.startswith(_CAUSES)]
+                # Without a fault it was process 1 that died, after having said why.
+                cause = faults[:1] or lines[:index][-1:]
+                return "; ".join([*cause, line])
         return lines[-1] if lines else "it said nothing"
 
     def drain(self, seconds: float) -> None:

@@ -1,7 +1,6 @@
 #!/bin/sh
-# The lab machine's first process: drivers, processors, the host's file system as root; then it
-# becomes the agent (agent.py). If anything here fails, the kernel panics and the host reports
-# the last lines.
+# The lab machine's first process: KVM's modules, the host's file system as root; then it becomes
+# the agent (agent.py). If anything here fails, the kernel panics and the host reports why.
 set -e
 
 . /lab.conf     # PYTHON, SOURCE: the host's interpreter, the folder that holds minivmm
@@ -13,11 +12,6 @@ mount -t sysfs sys /sys
 while read -r module; do
     insmod "/lib/modules/$module.ko"
 done </lib/modules/order
-
-# The other processors were left out at boot (maxcpus=1): see machine.py.
-for online in /sys/devices/system/cpu/cpu[1-9]*/online; do
-    if [ -e "$online" ]; then echo 1 >"$online"; fi
-done
 
 mount -t virtiofs host /host
 for directory in dev proc sys; do

@@ -36,12 +36,9 @@ KERNEL_OPTIONS = (
     # The clock of a busy emulated machine looks unstable to the watchdog, and without a stable TSC
     # the inner guests have no good kvm-clock.
     "tsc=reliable",
-    # Processors are brought up by init.sh: QEMU before 8.1 may run stale code where the kernel
-    # patches itself while another processor runs ("Oops: int3"), and it patches mostly at boot.
-    "maxcpus=1",
-    "noreplace-smp",
-    # Spares each processor a second of calibration; delays fit a 5 GHz TSC, so are never short.
-    "lpj=20000000",
+    # virtiofsd writes into guest memory behind QEMU's back, which then may keep translations of
+    # what was there before. Pages that the guest itself has cleared cannot have any.
+    "init_on_alloc=1",
     "transparent_hugepage=always",
 )
 
@@ -94,6 +91,11 @@ def qemu_command(
     """QEMU's command line; `files` and `wire` are descriptors of connected sockets.
 
     `memory` in bytes, a multiple of 1 MiB. The console is stdout.
+
+    With more than one of `cpus`, QEMU before 8.1 may run stale code where a kernel patches itself
+    while another processor runs, and KVM patches at the first and last VM: "Oops: int3", within
+    minutes. But maxcpus stays above one, else QEMU leaves the memory barriers out of its code, on
+    which the rings shared with virtiofsd rely.
     """
     size = f"{memory // MIB}M"
     return [

@@ -22,7 +22,6 @@ from minivmm.guest_image import GuestImage
 from minivmm.machine_spec import MachineSpec
 from minivmm.runtime import claim
 from minivmm.spec.platform import SERIAL_PORT, SLEEP_CONTROL_PORT, SLEEP_TYPE_S5
-from minivmm.spec.x86 import CpuState
 from minivmm.testing.fake_kvm import FakeSystem, FakeVcpu, FakeVm
 from minivmm.units import GIB
 
@@ -61,7 +60,7 @@ def boot(runtime_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Boot]:
     """boot(script, **options) boots SPEC; afterwards nothing of it may be left."""
     image = GuestImage(b"", "fake", "", None)
     monkeypatch.setattr(run_module, "resolve", lambda spec, *, shell: image)
-    monkeypatch.setattr(board, "load_kernel", lambda *_, **__: CpuState())
+    monkeypatch.setattr(board, "load_kernel", lambda *_, **__: None)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     threads = set(threading.enumerate())
 
@@ -95,7 +94,8 @@ def later(act: Callable[[], object], root: Path) -> threading.Thread:
     """Do something once the machine serves its control socket."""
 
     def wait_and_act() -> None:
-        while not (root / "vm1" / "qmp.sock").exists():
+        deadline = time.monotonic() + 5
+        while not (root / "vm1" / "qmp.sock").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.05)
         act()

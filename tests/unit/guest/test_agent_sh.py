@@ -238,3 +238,18 @@ def test_script_beyond_the_systems_limit_fails(agent: Agent) -> None:
     agent.execute(1, b"#" + b"a" * 140_000)
 
     assert agent.line().startswith("failed 1 cannot start a process")
+
+
+def test_processes_left_behind_are_not_waited_for(agent: Agent) -> None:
+    agent.execute(1, b"sleep 60 & echo started; echo oops >&2")
+
+    assert agent.line() == "exit 1 0"
+    assert agent.output(2) == b"started\n"
+    assert agent.output(3) == b"oops\n"
+
+
+def test_large_output_is_complete_when_the_end_is_told(agent: Agent) -> None:
+    agent.execute(1, b"dd if=/dev/zero bs=50000 count=1 2>/dev/null")
+
+    assert agent.line() == "exit 1 0"
+    assert agent.output(2) == bytes(50000)
