@@ -191,15 +191,17 @@ def running() -> list[MachineDir]:
 
 def find(name: str | None) -> MachineDir:
     """The live VM called `name`, or the only one when `name` is None. Raises NoSuchMachine."""
-    if name is not None:
+    if name is None:
+        entries = running()
+        if len(entries) != 1:
+            names = ", ".join(entry.name for entry in entries) or "none"
+            raise NoSuchMachine(f"{len(entries)} VMs run ({names}): name the one you mean")
+        entry = entries[0]
+    else:
         entry = machine_dir(name)
-        if not entry.alive():
-            if not entry.owned():
-                entry.remove()
-            raise NoSuchMachine(f"no VM named {name!r} is running (see `minivmm list`)")
+    if entry.alive():
         return entry
-    entries = running()
-    if len(entries) != 1:
-        names = ", ".join(entry.name for entry in entries) or "none"
-        raise NoSuchMachine(f"{len(entries)} VMs run ({names}): name the one you mean")
-    return entries[0]
+    if entry.owned():
+        raise NoSuchMachine(f"VM {entry.name!r} is only starting: try again in a moment")
+    entry.remove()
+    raise NoSuchMachine(f"no VM named {entry.name!r} is running (see `minivmm list`)")

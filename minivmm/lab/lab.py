@@ -20,8 +20,6 @@ from minivmm.lab.terminal import forwarded_signals, raw_mode, terminals, window_
 DEFAULT_MEMORY = 3 << 30
 """Bytes of RAM of the outer machine."""
 MINIMUM_MEMORY = 256 * MIB
-DEFAULT_CPUS = 1
-"""One is safe and nearly as fast for one guest as two: see qemu_command in machine.py."""
 START_TIMEOUT = 120.0
 """Seconds that the machine may take to come up: 5 on a free host, more when others use it too."""
 RUNTIME_DIR = "/run/minivmm"
@@ -33,8 +31,9 @@ MARK = "MINIVMM_LAB"
 class Lab:
     """A running lab. It ends with `close`, and with the thread that started it.
 
-    `memory` in bytes. Raises HostError when something is missing or the machine does not come up,
-    ImageError when the kernel is not fit for it, UsageError for a bad size.
+    `memory` in bytes; `cpus` at most, fewer if QEMU is not up to it (machine.usable_cpus). Raises
+    HostError when something is missing or the machine does not come up, ImageError when the kernel
+    is not fit for it, UsageError for a bad size.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class Lab:
         kernel: Kernel,
         *,
         memory: int = DEFAULT_MEMORY,
-        cpus: int = DEFAULT_CPUS,
+        cpus: int = 2,
         verbose: bool = False,
         timeout: float = START_TIMEOUT,
     ) -> None:
@@ -141,21 +140,3 @@ def lab_kernel(progress: Callable[[str], None] = lambda line: None) -> Kernel:
         if kernels.is_version_of(version, kernel.release):
             return kernel
     return kernels.fetch(version, progress)
-
-
-def run_in_lab(
-    argv: Sequence[str],
-    *,
-    kernel: Kernel | None = None,
-    memory: int = DEFAULT_MEMORY,
-    cpus: int = DEFAULT_CPUS,
-    verbose: bool = False,
-    progress: Callable[[str], None] = lambda line: None,
-) -> int:
-    """Start a lab, run `argv` in it as if it were here, end the lab; returns the exit status.
-
-    Without `kernel`, lab_kernel() chooses. Raises as Lab and Lab.run do.
-    """
-    chosen = kernel or lab_kernel(progress)
-    with Lab(chosen, memory=memory, cpus=cpus, verbose=verbose) as lab:
-        return lab.run(argv)

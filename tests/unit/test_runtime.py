@@ -56,6 +56,9 @@ def test_a_starting_machine_is_not_taken_for_stale() -> None:
     assert runtime.running() == [entry]
     with pytest.raises(UsageError, match="running already"):
         runtime.claim("vm1")
+    for name in ("vm1", None):
+        with pytest.raises(NoSuchMachine, match="'vm1' is only starting"):
+            runtime.find(name)
     entry.remove()
     assert runtime.running() == []
 

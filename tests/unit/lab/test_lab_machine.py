@@ -61,6 +61,20 @@ def test_qemu_never_thinks_that_it_is_alone(cpus: int, smp: str) -> None:
     assert option(a_qemu_command(cpus), "-smp") == [smp]
 
 
+@pytest.mark.parametrize(
+    ("version", "cpus"),
+    [
+        ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg)", 1),
+        ("QEMU emulator version 8.0.9", 1),
+        ("QEMU emulator version 8.1.0", 2),
+        ("QEMU emulator version 10.0.2", 2),
+        ("", 1),
+    ],
+)
+def test_old_qemu_gets_one_processor(version: str, cpus: int) -> None:
+    assert machine.usable_cpus(version, 2) == cpus
+
+
 def test_qemu_gets_connected_sockets_by_descriptor() -> None:
     chardevs = option(a_qemu_command(), "-chardev")
 
