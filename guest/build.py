@@ -14,6 +14,18 @@ MODULES = ("virtio_pci", "virtio_console", "virtio_mem")
 POWER_MODULES = ("button", "evdev")
 """Loaded beside the agent: they make the ACPI power button an input device."""
 
+DIRECTORIES = (
+    *("/dev", "/proc", "/sys", "/run", "/tmp", "/etc", "/mnt", "/root"),
+    *("/etc/dev", "/etc/dev/pts", "/etc/dev/shm"),
+)
+DEVICE_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+}
+"""What programs expect in /dev and devtmpfs does not make; init copies /etc/dev there."""
+
 _FSTAB = """\
 proc /proc proc defaults 0 0
 sysfs /sys sysfs defaults 0 0
@@ -37,8 +49,10 @@ def build_initramfs(kernel_release: str | None, modules: Path | None) -> bytes:
     """
     busybox = find_busybox()
     archive = Archive()
-    for directory in ("/dev", "/proc", "/sys", "/run", "/tmp", "/etc", "/root"):
+    for directory in DIRECTORIES:
         archive.add_directory(directory)
+    for name, target in DEVICE_LINKS.items():
+        archive.add_link(f"/etc/dev/{name}", target)
     # The kernel opens this for init's output before init can mount anything.
     archive.add_character_device("/dev/console", 5, 1)
     _add_programs(archive, busybox)

@@ -28,7 +28,7 @@ watch_power_button() {
 
 echo "minivmm: init"    # the host counts what a boot cost up to here (console_watch.py)
 mount -a    # see /etc/fstab; one process for all of them
-mkdir /dev/pts /dev/shm
+cp -a /etc/dev/. /dev
 mount -t devpts devpts /dev/pts
 
 read -r release </proc/sys/kernel/osrelease

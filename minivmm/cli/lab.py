@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from minivmm import runtime
+from minivmm.board import plan_board
 from minivmm.cli.boot import BootOptions
 from minivmm.cli.console_input import in_foreground
 from minivmm.cli.ending import recorded
@@ -27,6 +28,9 @@ from minivmm.units import GIB, parse_size
 
 OVERHEAD = 2 * GIB
 """Lab memory beside that of the machine in it: a kernel, Python, page tables (bytes)."""
+
+MOST_PHYSICAL_BITS = 52
+"""Address bits that x86-64 allows; what does not fit there fits in no lab."""
 
 PATIENCE = 25.0
 """Seconds that clients on this side wait for the sockets inside to exist."""
@@ -84,6 +88,7 @@ def _boot(spec: MachineSpec, options: BootOptions) -> int:
         newest()  # complain now rather than from inside
     else:
         find(spec.kernel)
+    plan_board(spec, MOST_PHYSICAL_BITS)
     directory = runtime.claim(spec.name or runtime.free_name())
     try:
         spec = dataclasses.replace(spec, name=directory.name)

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 
 from minivmm import runtime
-from minivmm.accel import open_system
+from minivmm.accel import open_system, probe
 from minivmm.cli.boot import BootOptions
 from minivmm.cli.console_input import ConsoleInput, in_foreground
 from minivmm.cli.ending import recorded
@@ -149,7 +149,7 @@ class _Run:
     def _on_end(self, outcome: Outcome) -> None:
         if outcome.died:
             self._show_tail()
-            self._finish(GuestFailure(outcome.reason))
+            self._finish(GuestFailure(outcome.reason + _remedy(outcome)))
         elif self._signals:
             self._finish(Interrupted("interrupted"))
         elif not self._options.command:
@@ -271,3 +271,11 @@ class _Run:
         else:
             for line in stats.lines():
                 say(line)
+
+
+def _remedy(outcome: Outcome) -> str:
+    """What to add where the host's KVM is to blame rather than the guest."""
+    if outcome.state != "internal-error":
+        return ""
+    found = probe()
+    return "" if found.usable else f"; {found.reason}: try --accel lab"

@@ -77,6 +77,6 @@ def test_resize_verb_waits_and_reports(guest: Guest) -> None:
 def test_every_answer_was_an_acknowledgement(guest: Guest) -> None:
     tree = guest.qmp.execute("x-minivmm-inspect")
 
-    answers = tree["board"]["devices"]["vmem0"]["answers"]
+    answers = tree["board"]["devices"]["vmem0"]["model"]["answers"]
     assert answers["PLUG"]["ACK"] > 0
     assert all(set(kinds) == {"ACK"} for kinds in answers.values())
