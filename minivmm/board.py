@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from minivmm.boot.acpi import MemoryAffinity, Platform, write_tables
 from minivmm.boot.image import load_kernel
+from minivmm.boot.reset_vector import write_reset_vector
 from minivmm.bus import Bus, Doorbells
 from minivmm.devices.power import KeyboardPort, PowerPorts
 from minivmm.devices.serial import Serial
@@ -99,6 +100,7 @@ class Board:
             MemoryAffinity(window.base, window.size, self._node(identifier))
             for identifier, window in self.address_map.regions.items()
         )
+        write_reset_vector(self.memory)
         tables = Platform(address_map=self.address_map, cpus=self._cpus, hotplug=hotplug)
         return load_kernel(
             self.memory,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 
@@ -44,9 +45,19 @@ def minivmm(*words: str) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
+def wait_ready(guest: subprocess.Popen[bytes]) -> None:
+    """Return once the guest runs commands. Raises TimeoutExpired after READY_SECONDS."""
+    command = [sys.executable, "-m", "minivmm", "exec", NAME, "--timeout=20s", "--", "true"]
+    deadline = time.monotonic() + READY_SECONDS
+    while subprocess.run(command, stderr=subprocess.DEVNULL).returncode != 0:
+        if time.monotonic() > deadline or guest.poll() is not None:
+            raise subprocess.TimeoutExpired(command, READY_SECONDS)
+        time.sleep(0.5)
+
+
 def look() -> View:
     """Ask the device, then the guest."""
-    device = json.loads(minivmm("info", NAME, "--json"))["devices"][0]
+    device = json.loads(minivmm("info", NAME, "--json"))["memory-devices"][0]
     flags, total, size = minivmm("exec", NAME, "--", "sh", "-c", GUEST_VIEW).split()
     return View(
         requested=device["requested-size"],
@@ -85,7 +96,7 @@ def steps() -> bool:
     ok = agree(base, 0, base)
     for size, what in STEPS:
         began = time.monotonic()
-        minivmm("resize", NAME, str(size), f"--wait={STEP_SECONDS}")
+        minivmm("resize", NAME, str(size), f"--wait={STEP_SECONDS}s")
         took = time.monotonic() - began
         view = look()
         show(what, view, took)
@@ -100,9 +111,10 @@ def main() -> int:
     began = time.monotonic()
     print("booting Debian's 6.12 cloud kernel, 512 MiB of boot RAM, device: " + DEVICE, flush=True)
     boot = [sys.executable, "-m", "minivmm", "boot", "-n", NAME, "-m", "512M", "--device", DEVICE]
-    guest = subprocess.Popen([*boot, "-k", "6.12", "--headless"], stdin=subprocess.DEVNULL)
+    console = tempfile.TemporaryFile()  # noqa: SIM115 - shown if something fails
+    guest = subprocess.Popen([*boot, "-k", "6.12"], stdin=subprocess.DEVNULL, stdout=console)
     try:
-        minivmm("wait", NAME, "--ready", f"--timeout={READY_SECONDS}")
+        wait_ready(guest)
         print(f"guest ready after {time.monotonic() - began:.1f} s", flush=True)
         ok = steps()
         minivmm("stop", NAME)
@@ -114,6 +126,9 @@ def main() -> int:
         if guest.poll() is None:
             guest.terminate()
             guest.wait()
+    if not ok:
+        console.seek(0)
+        print("demo: the guest's console:", console.read().decode(errors="replace"), sep="\n")
     verdict = "both sides agree at every step" if ok else "FAILED"
     print(f"demo: {verdict} ({time.monotonic() - began:.1f} s in all)")
     return 0 if ok else 1

@@ -43,6 +43,9 @@ READY_TIMEOUT = 300.0
 POWERDOWN_GRACE = 10.0
 """Seconds that a guest may take to power off when we are told to end."""
 
+LAST_WORDS = 3.0
+"""Seconds that a machine may take to say what it died of, after its agent went away."""
+
 TAIL = 40
 TAIL_WIDTH = 1024
 """Lines of console output, and bytes of each, kept to be shown when a guest dies unseen."""
@@ -183,6 +186,7 @@ class _Run:
     def _run_command(self) -> None:
         """Run it like `minivmm exec` does, in a thread of its own; its end is ours."""
         end: int | MinivmmError
+        patience = 0.0
         try:
             end = exec_client.run(
                 self._directory.exec_socket,
@@ -194,11 +198,13 @@ class _Run:
             )
         except WaitTimeout:
             end = GuestFailure(f"the guest was not ready for a command after {READY_TIMEOUT:g} s")
+        except GuestFailure as error:
+            end, patience = error, LAST_WORDS
         except MinivmmError as error:
             end = error
         except OSError as error:  # nobody reads our output any more
             end = Interrupted(f"output cannot be written: {error.strerror}")
-        self._loop.call_soon(lambda: self._finish(end))
+        self._loop.call_soon(lambda: self._loop.call_later(patience, lambda: self._finish(end)))
 
     # -- the console -------------------------------------------------------------------------------
 
