@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minivmm.accel import probe
+from minivmm.accel import Accel, probe
 from minivmm.cli.text import add_json, print_json
 from minivmm.errors import HostError
 from minivmm.guest.kernels import fetched
@@ -36,11 +36,17 @@ class Check:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     add_json(parser)
+    parser.add_argument(
+        "--kvm",
+        action="store_true",
+        help="check /dev/kvm alone: status 1 if it cannot run stock kernels",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Check everything; status 1 if no guest can be booted here, in the lab or without it."""
-    checks = examine()
+    accel = probe()
+    checks = [check_kvm(accel, needed=True)] if args.kvm else examine(accel)
     healthy = all(check.ok for check in checks if check.needed)
     if args.json:
         print_json({"ok": healthy, "checks": [vars(check) for check in checks]})
@@ -52,17 +58,20 @@ def run(args: argparse.Namespace) -> int:
     return 0 if healthy else 1
 
 
-def examine() -> list[Check]:
+def check_kvm(accel: Accel, *, needed: bool) -> Check:
+    """The finding on /dev/kvm as a whole."""
+    return Check("kvm", accel.usable, accel.reason, accel.cure, needed)
+
+
+def examine(accel: Accel) -> list[Check]:
     """All findings. The lab is needed only where /dev/kvm is not usable."""
-    accel = probe()
     lab_needed = not accel.usable
-    kvm = Check("kvm", accel.usable, accel.reason, accel.cure, needed=False)
     capabilities = [
         Check(f"kvm {name}", bool(value), str(value), needed=False)
         for name, value in accel.details.items()
     ]
     return [
-        kvm,
+        check_kvm(accel, needed=False),
         *capabilities,
         _program("qemu", "qemu-system-x86_64", "qemu-system-x86", lab_needed),
         _virtiofsd(lab_needed),
