@@ -37,6 +37,9 @@ POLLS_OF_A_READER = 8
 Linux never reads LSR so often in a row: its waits for the transmitter end with the first read.
 """
 
+_BREAK = 0x100
+"""What stands for a break among received bytes; the guest reads it as 0, with LSR's break bit."""
+
 _CONNECTED = Msr.CTS | Msr.DSR | Msr.DCD
 _LOOPED = ((Mcr.RTS, Msr.CTS), (Mcr.DTR, Msr.DSR), (Mcr.OUT1, Msr.RING), (Mcr.OUT2, Msr.DCD))
 
@@ -84,6 +87,12 @@ class Serial:
         self._refused = taken < len(data)
         self._update()
         return taken
+
+    def receive_break(self) -> None:
+        """A break after the input so far: to Linux, a sysrq letter follows on its console."""
+        self._backlog.append(_BREAK)
+        self._fill()
+        self._update()
 
     def read(self, offset: int, size: int) -> int:
         """Value of `size` registers from `offset` on, first one in the low byte."""
@@ -152,7 +161,7 @@ class Serial:
         value = self._fifo.popleft() if self._fifo else 0
         self._fill()
         self._update()
-        return value
+        return value & 0xFF
 
     def _write_data(self, value: int) -> None:
         if self._mcr & Mcr.LOOP:
@@ -206,6 +215,10 @@ class Serial:
         value = int(Lsr.THR_EMPTY | Lsr.TRANSMITTER_EMPTY)
         if self._fifo:
             value |= Lsr.DATA_READY
+        if self._break_arrived():
+            value |= Lsr.BREAK
+            self._fifo[0] = 0
+            self._update()
         if self._overrun:
             value |= Lsr.OVERRUN
             self._overrun = False
@@ -241,6 +254,10 @@ class Serial:
             self._refused = False
             self.on_space()
 
+    def _break_arrived(self) -> bool:
+        """Is the next byte a break that LSR has not told of?"""
+        return bool(self._fifo) and self._fifo[0] == _BREAK
+
     def _modem_lines(self) -> int:
         if not self._mcr & Mcr.LOOP:
             return _CONNECTED
@@ -248,7 +265,7 @@ class Serial:
 
     def _cause(self) -> Iir:
         """The pending interrupt of highest priority that is enabled."""
-        if self._ier & Ier.LINE_STATUS and self._overrun:
+        if self._ier & Ier.LINE_STATUS and (self._overrun or self._break_arrived()):
             return Iir.LINE_STATUS
         if self._ier & Ier.RECEIVED and self._fifo:
             trigger = TRIGGER_LEVELS[self._fcr >> FCR_TRIGGER_SHIFT]

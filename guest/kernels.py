@@ -87,14 +87,17 @@ def fetch(
 ) -> Kernel:
     """The newest Debian cloud kernel of `version` ("6.12", or a release), downloaded if need be.
 
-    "Newest" as far as the host's package lists know: without a match they are updated, otherwise
-    the network is used for a kernel that is not in the cache only. `progress` gets a line for each
-    step. Raises HostError, with the cure, where Debian's tools or the network are missing.
+    "Newest" as far as the host's package lists know. If they know none, it is the newest one in the
+    cache; they are updated if there is none either. `progress` gets a line for each step. Raises
+    HostError, with the cure, where Debian's tools or the network are missing.
     """
-    cached = [kernel for kernel in fetched() if kernel.release == version]
-    if cached:
-        return cached[0]
-    release = _newest_known(version, progress)
+    cached = [kernel for kernel in fetched() if is_version_of(version, kernel.release)]
+    exact = [kernel for kernel in cached if kernel.release == version]
+    if exact:
+        return exact[0]
+    release = _newest_known(version, progress, update=not cached)
+    if release is None:
+        return cached[-1]
     target = kernels_root() / release
     if not (target / "vmlinuz").is_file():
         # Beside its place in the cache, so that one rename makes it appear complete.
@@ -117,9 +120,12 @@ def version_key(release: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts)
 
 
-def _newest_known(version: str, progress: Callable[[str], None]) -> str:
+def _newest_known(version: str, progress: Callable[[str], None], *, update: bool) -> str | None:
+    """The newest release of `version` in the package lists, updated if they know none; or None."""
     progress(f"looking for Linux {version} in Debian's package lists")
     releases = _matching(version)
+    if not releases and not update:
+        return None
     if not releases:
         progress("updating the package lists")
         debian.update_lists()

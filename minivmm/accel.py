@@ -37,13 +37,9 @@ class Accel:
 def probe() -> Accel:
     """Look at /dev/kvm without running anything; never raises."""
     try:
-        system = System()
+        details = _capabilities()
     except HostError as error:
         return Accel(False, str(error), "use --accel lab")
-    try:
-        details: dict[str, object] = {name: system.check(cap) for name, cap in NEEDED.items()}
-    finally:
-        system.close()
     missing = [name for name, value in details.items() if not value]
     if missing:
         return Accel(False, f"/dev/kvm lacks {', '.join(missing)}", "use --accel lab", details)
@@ -64,6 +60,15 @@ def open_system() -> System:
     """
     install_kick_handler()
     return System()
+
+
+def _capabilities() -> dict[str, object]:
+    """What KVM says about everything in NEEDED. Raises HostError."""
+    system = System()
+    try:
+        return {name: system.check(cap) for name, cap in NEEDED.items()}
+    finally:
+        system.close()
 
 
 def _hardware_virtualization() -> bool:

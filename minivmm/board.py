@@ -60,9 +60,6 @@ class Board:
         self._cpus = spec.cpus
         self._specs = spec.devices
         self.memory = GuestMemory()
-        for name, window in zip(("low RAM", "high RAM"), address_map.ram, strict=False):
-            self.memory.add(window.base, Region(window.size), name=name)
-
         self.mmio = Bus("mmio")
         self.pio = Bus("pio")
         self.serial = Serial(interrupts.line(platform.SERIAL_GSI), console)
@@ -74,9 +71,9 @@ class Board:
         self.pci = PciHost(self.mmio, self.pio, address_map)
         self.functions: list[VirtioPciFunction] = []
         self.console = VirtioConsole("console0")
-        self.memory_devices = {d.id: self._memory_device(d) for d in spec.devices}
-        devices: list[VirtioDevice] = [self.console, *self.memory_devices.values()]
-        for device in devices:
+        self.memory_devices: dict[str, VirtioMem] = {}
+
+        def plug_in(device: VirtioDevice) -> None:
             function = VirtioPciFunction(
                 device,
                 interrupts=interrupts,
@@ -87,7 +84,18 @@ class Board:
             )
             self.functions.append(function)
             self.pci.add(function)
-        self.pci.assign_bars()
+
+        try:
+            for name, window in zip(("low RAM", "high RAM"), address_map.ram, strict=False):
+                self.memory.add(window.base, Region(window.size), name=name)
+            plug_in(self.console)
+            for device in spec.devices:
+                self.memory_devices[device.id] = self._memory_device(device)
+                plug_in(self.memory_devices[device.id])
+            self.pci.assign_bars()
+        except BaseException:
+            self.memory.close()
+            raise
 
     @property
     def boot_memory(self) -> int:

@@ -30,7 +30,7 @@ class ConsoleWatch:
         *lines, rest = (self._line + data).split(b"\n")
         self._line = rest[:_KEEP]
         for line in lines:
-            self._look(line)
+            self._look(line[:_KEEP])
 
     def reset(self) -> None:
         """The machine starts anew."""

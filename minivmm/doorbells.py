@@ -22,8 +22,8 @@ class KvmDoorbells:
     def bind(self, gpa: int, length: int, ring: Callable[[], None]) -> Callable[[], None]:
         """Call `ring` on the loop for writes of `length` bytes at `gpa`; returns the unbinder."""
         fd, close = self._loop.watch_eventfd(ring)
-        self._vm.set_ioeventfd(fd, gpa, length)
         self._closers[fd] = close
+        self._vm.set_ioeventfd(fd, gpa, length)
 
         def unbind() -> None:
             self._vm.set_ioeventfd(fd, gpa, length, assign=False)

@@ -32,23 +32,26 @@ def resolve(spec: MachineSpec, *, shell: bool) -> GuestImage:
     kernel = newest() if spec.kernel is None else find(spec.kernel)
     modules = Path(spec.modules) if spec.modules is not None else kernel.modules
     if modules is not None and not modules.is_dir():
-        raise ImageError(f"modules directory {modules} does not exist: give --modules DIR")
+        raise ImageError(
+            f"modules directory {modules} does not exist: give --modules a directory that is laid"
+            " out like /lib/modules/RELEASE"
+        )
     if spec.initrd is None:
         initrd = build_initramfs(kernel.release, modules)
     else:
-        initrd = _read(Path(spec.initrd), "initrd")
+        initrd = _read(Path(spec.initrd), "initrd", "give --initrd another file, or leave it out")
     words = [*DEFAULT_OPTIONS, f"memhp_default_state={spec.online}"]
     words += ["minivmm.shell"] if shell else []
     return GuestImage(
-        kernel=_read(kernel.image, "kernel"),
+        kernel=_read(kernel.image, "kernel", "name another with -k"),
         name=str(kernel.image),
         cmdline=" ".join([*words, *spec.append]),
         initrd=initrd,
     )
 
 
-def _read(path: Path, what: str) -> bytes:
+def _read(path: Path, what: str, remedy: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ImageError(f"cannot read {what} {path}: {error.strerror}") from None
+        raise ImageError(f"cannot read {what} {path}: {error.strerror}: {remedy}") from None

@@ -9,16 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable
 
 Callback = Callable[[], object]
+
+SWITCH_INTERVAL = 0.0005
+"""Seconds after which a busy Python thread makes room for another (CPython's default is 0.005)."""
 
 
 class EventLoop:
     """asyncio plus the machine's lock; methods may be called from any thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        # A thread that computes may keep the interpreter for this long before an exit is served.
+        sys.setswitchinterval(SWITCH_INTERVAL)
         self.lock = threading.RLock()
         self.asyncio = loop or asyncio.new_event_loop()
 
@@ -39,8 +45,19 @@ class EventLoop:
 
         The fd must stay open until the un-watcher was called.
         """
-        self._on_loop(lambda: self.asyncio.add_reader(fd, self._locked, callback))
-        return lambda: self._on_loop(lambda: self.asyncio.remove_reader(fd))
+        wanted = True
+
+        def begin() -> None:
+            if wanted:  # it may be over before the loop gets to it, and the fd closed
+                self.asyncio.add_reader(fd, self._locked, callback)
+
+        def unwatch() -> None:
+            nonlocal wanted
+            wanted = False
+            self._on_loop(lambda: self.asyncio.remove_reader(fd))
+
+        self._on_loop(begin)
+        return unwatch
 
     def watch_eventfd(self, callback: Callback) -> tuple[int, Callable[[], None]]:
         """A new eventfd and its closer; `callback` runs on the loop, lock held, after writes."""

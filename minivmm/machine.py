@@ -8,6 +8,7 @@ State names are QEMU's RunState. Methods run with the loop's lock held unless th
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
 
@@ -26,7 +27,7 @@ from minivmm.machine_spec import MachineSpec
 from minivmm.memory.guest import Slot
 from minivmm.stats import Stats
 from minivmm.trace import Trace
-from minivmm.vcpu import ExitServer, VcpuGroup
+from minivmm.vcpu import ExitServer, VcpuGroup, blame
 
 EventListener = Callable[[str, dict[str, object]], None]
 """Called with a QMP event's name and data, lock held."""
@@ -59,7 +60,10 @@ class MemslotListener:
 
 
 class Machine:
-    """One virtual machine. Build it, start it, and be told by `on_end` when it is over."""
+    """One virtual machine. Build it, start it, and be told by `on_end` when it is over.
+
+    Construction raises UsageError, ImageError or HostError, and leaves nothing behind then.
+    """
 
     def __init__(
         self,
@@ -82,33 +86,44 @@ class Machine:
         self._image = image
         self._console = console
         self._watch = ConsoleWatch(self._on_panic, lambda: self.stats.mark("init"))
+        self._resetting = False
+        self._closed = False
+        with ExitStack() as owned:
+            self._build(system, owned)
+            self._owned = owned.pop_all()
 
+    def _build(self, system: Hypervisor, owned: ExitStack) -> None:
+        """Make the VM, the board and the vCPUs; what must be released again goes to `owned`."""
         cpuid = system.supported_cpuid()
         phys_bits = host_phys_bits(cpuid)
-        address_map = plan_board(spec, phys_bits)
+        address_map = plan_board(self.spec, phys_bits)
         self._vm = system.create_vm()
-        self._interrupts = KvmInterrupts(self._vm)
-        self._doorbells = KvmDoorbells(self._vm, loop)
+        owned.callback(self._vm.close)
+        interrupts = KvmInterrupts(self._vm)
+        owned.callback(interrupts.close)
+        doorbells = KvmDoorbells(self._vm, self.loop)
+        owned.callback(doorbells.close)
         self.board = Board(
-            spec,
+            self.spec,
             address_map,
-            interrupts=self._interrupts,
-            doorbells=self._doorbells,
-            defer=loop.call_soon,
+            interrupts=interrupts,
+            doorbells=doorbells,
+            defer=self._soon,
             trace=self.trace,
             console=self._on_console,
         )
+        owned.callback(self.board.close)
         self.board.memory.subscribe(MemslotListener(self._vm))
         for device in self.board.memory_devices.values():
             device.on_size_change = self._size_reporter(device.identifier)
-        state = self.board.load(image)
-        self._vcpus = [self._vm.create_vcpu(index) for index in range(spec.cpus)]
+        state = self.board.load(self._image)
+        self._vcpus = [self._vm.create_vcpu(index) for index in range(self.spec.cpus)]
         deadline_timer = bool(system.check(Cap.TSC_DEADLINE_TIMER))
         for vcpu in self._vcpus:
             entries = guest_cpuid(
                 cpuid,
                 index=vcpu.index,
-                count=spec.cpus,
+                count=self.spec.cpus,
                 phys_bits=phys_bits,
                 tsc_deadline=deadline_timer,
             )
@@ -116,7 +131,7 @@ class Machine:
         self._group = VcpuGroup(
             self._vcpus,
             ExitServer(self.board.mmio, self.board.pio, self.stats),
-            loop.lock,
+            self.loop.lock,
             self.stats,
             on_action=self._on_action,
             on_failure=lambda why: self._end("internal-error", why),
@@ -133,9 +148,10 @@ class Machine:
         return self.board.boot_memory
 
     def start(self) -> Self:
-        """Run the guest."""
-        self.state = "running"
-        self._group.start()
+        """Run the guest, unless the machine was started before or was told to quit meanwhile."""
+        if self.state == "prelaunch":
+            self.state = "running"
+            self._group.start(held=self._resetting)
         return self
 
     def pause(self) -> None:
@@ -150,7 +166,8 @@ class Machine:
         if self.state == "paused":
             self.state = "running"
             self._emit("RESUME")
-            self._group.resume()
+            if not self._resetting:  # otherwise the end of the reset does it
+                self._group.resume()
 
     def request_powerdown(self) -> None:
         """Press the power button (QMP system_powerdown)."""
@@ -158,9 +175,13 @@ class Machine:
         self._emit("POWERDOWN")
 
     def request_reset(self, *, guest: bool = False) -> None:
-        """Reset the whole machine (QMP system_reset; or the guest asked)."""
-        if self.outcome is None:
-            self._group.park(lambda: self.loop.call_soon(lambda: self._system_reset(guest)))
+        """Reset the whole machine (QMP system_reset; or the guest asked).
+
+        The vCPUs are held until it is done, so requests that come before that are the same reset.
+        """
+        if self.outcome is None and not self._resetting:
+            self._resetting = True
+            self._group.park(lambda: self._soon(lambda: self._system_reset(guest)))
 
     def request_quit(self) -> None:
         """End the machine at once (QMP quit)."""
@@ -177,12 +198,17 @@ class Machine:
         }
 
     def close(self) -> None:
-        """End the threads and release all of KVM and memory. On the loop, without the lock."""
+        """End the threads and release all of KVM and memory. On the loop, without the lock.
+
+        What was put off until later is not done any more. Harmless when repeated.
+        """
         self._group.stop()
-        self._doorbells.close()
-        self._vm.close()
-        self._interrupts.close()
-        self.board.close()
+        self._closed = True
+        self._owned.close()
+
+    def _soon(self, fn: Callable[[], None]) -> None:
+        """Run `fn` on the loop, lock held; never once the machine is closed: memory is gone."""
+        self.loop.call_soon(lambda: None if self._closed else fn())
 
     def _on_console(self, data: bytes) -> None:
         self._watch.feed(data)
@@ -206,17 +232,25 @@ class Machine:
         """All vCPUs are parked: everything as at power-on, then run (requested sizes stay)."""
         if self.outcome is not None:
             return
+        try:
+            self._power_on_again()
+        except Exception as error:  # whatever it is: nobody else would ever wake the vCPUs
+            self._end("internal-error", f"the machine cannot be reset: {blame(error)}")
+            return
+        self._resetting = False
+        reason = "guest-reset" if guest else "host-qmp-system-reset"
+        self._emit("RESET", {"guest": guest, "reason": reason})
+        self.trace.emit("machine", "reset", guest=guest)
+        if self.state == "running":
+            self._group.resume()
+
+    def _power_on_again(self) -> None:
         self._watch.reset()
         self.board.system_reset()
         self._vm.reset_irqchips()
         state = self.board.load(self._image)
         for vcpu in self._vcpus:
             vcpu.reset(state if vcpu.index == 0 else None)
-        reason = "guest-reset" if guest else "host-qmp-system-reset"
-        self._emit("RESET", {"guest": guest, "reason": reason})
-        self.trace.emit("machine", "reset", guest=guest)
-        if self.state == "running":
-            self._group.resume()
 
     def _end(self, state: str, reason: str) -> None:
         if self.outcome is not None:
@@ -239,7 +273,7 @@ class Machine:
         return report
 
     def _emit(self, event: str, data: dict[str, object] | None = None) -> None:
-        for listener in self.on_event:
+        for listener in tuple(self.on_event):
             listener(event, data or {})
 
 

@@ -51,7 +51,7 @@ class MachineSpec:
 
     def __post_init__(self) -> None:
         if not 1 <= self.cpus <= MAX_CPUS:
-            raise UsageError(f"cpus {self.cpus} is out of range: 1 to {MAX_CPUS}")
+            raise UsageError(f"cpus {self.cpus} is out of range: use 1 to {MAX_CPUS}")
         seen: set[str] = set()
         for device in self.devices:
             if device.id in seen:
@@ -89,11 +89,17 @@ def spec_from_json(data: Mapping[str, Any]) -> MachineSpec:
     }
     append = data.get("append", [])
     if not isinstance(append, list) or not all(isinstance(word, str) for word in append):
-        raise UsageError("config: append must be a list of texts")
+        raise UsageError(f"config: append {append!r} is not a list of texts: write one per word")
+    entries = data.get("devices", [])
+    if not isinstance(entries, list):
+        raise UsageError(f"config: devices {entries!r} is not a list of objects: put it into [ ]")
     devices: list[VirtioMemSpec] = []
-    for entry in data.get("devices", []):
+    for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("driver"), str):
-            raise UsageError("config: each of devices must be an object with a driver")
+            raise UsageError(
+                f"config: device {entry!r} is not an object with a driver:"
+                f' write "driver": "{next(iter(DEVICE_TYPES))}"'
+            )
         options = {key: value for key, value in entry.items() if key != "driver"}
         devices.append(_device(entry["driver"], options))
     base = from_mapping(MachineSpec, values, what="config")

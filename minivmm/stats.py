@@ -17,6 +17,9 @@ KVM_COUNTERS = ("exits", "io_exits", "mmio_exits", "halt_exits", "irq_injections
 MAX_PLACES = 4096
 """Distinct places counted one by one; a guest that touches more of them is counted as "other"."""
 
+OTHER = -1
+"""In place of the address of all those others."""
+
 
 class Stats:
     """Counters of one machine's life; milestones in seconds since the object was made."""
@@ -39,7 +42,7 @@ class Stats:
         if place in self.places or len(self.places) < MAX_PLACES:
             self.places[place] += 1
         else:
-            self.places[kind, -1] += 1
+            self.places[kind, OTHER] += 1
 
     def mark(self, milestone: str) -> None:
         """Remember when `milestone` was first reached, and the counters at that moment."""
@@ -54,7 +57,7 @@ class Stats:
             "exits": dict(self.exits.most_common()),
             "exits-at-milestones": self.exits_at,
             "places": [
-                {"kind": kind, "address": address, "count": count}
+                {"kind": kind, "address": None if address == OTHER else address, "count": count}
                 for (kind, address), count in self.places.most_common()
             ],
             "kvm": kvm_counters(),
@@ -64,7 +67,10 @@ class Stats:
         """The report for people: milestones, exits by kind, the ten busiest places."""
         report = [f"{name}: {at:.3f} s" for name, at in self.milestones.items()]
         report += [f"exits, {kind}: {count}" for kind, count in self.exits.most_common()]
-        report += [f"exits, {kind} {at:#x}: {n}" for (kind, at), n in self.places.most_common(10)]
+        report += [
+            f"exits, {kind} {'other' if at == OTHER else f'{at:#x}'}: {n}"
+            for (kind, at), n in self.places.most_common(10)
+        ]
         for name, counters in self.exits_at.items():
             if "kvm exits" in counters:
                 report.append(f"exits in KVM up to {name}: {counters['kvm exits']}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from minivmm.bus import Action, Bus
 from minivmm.errors import MinivmmError
@@ -143,7 +144,8 @@ class VcpuGroup:
         if not self._may_run():
             return
         if vcpu.index == 0:
-            self._stats.mark("first-instruction")
+            with self._lock:
+                self._stats.mark("first-instruction")
         try:
             while True:
                 reason = vcpu.run()
@@ -153,12 +155,9 @@ class VcpuGroup:
                     continue
                 with self._lock:
                     self._serve(vcpu, reason)
-        except MinivmmError as error:
+        except Exception as error:  # even a bug of ours must end the machine, not hang the guest
             with self._lock:
-                self._on_failure(str(error))
-        except Exception:  # a bug of ours must end the machine with its trace, not hang the guest
-            with self._lock:
-                self._on_failure(f"vcpu{vcpu.index}: internal error\n{traceback.format_exc()}")
+                self._on_failure(blame(error))
 
     def _serve(self, vcpu: HypervisorVcpu, reason: int) -> None:
         action: Action | None = None
@@ -171,6 +170,17 @@ class VcpuGroup:
             self._on_failure(_explain(vcpu, reason))
         if action is not None:
             self._on_action(action)
+
+
+def blame(error: Exception) -> str:
+    """One line on `error`, which ends the machine; the traceback of a bug goes to stderr."""
+    if isinstance(error, MinivmmError | OSError):
+        return str(error)
+    traceback.print_exception(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    said = " ".join(str(error).split())
+    kind = type(error).__name__
+    return f"bug in minivmm: {kind}: {said} ({Path(place.filename).name}:{place.lineno})"
 
 
 def _name(reason: int) -> str:

@@ -93,7 +93,8 @@ def _boot(spec: MachineSpec, options: BootOptions) -> int:
     try:
         spec = dataclasses.replace(spec, name=directory.name)
         directory.spec_file.write_text(json.dumps(spec_to_json(spec)) + "\n")
-        words = [sys.executable, "-m", "minivmm.cli", "boot", "--accel=kvm"]
+        # -P: this minivmm, not one that the working directory may hold.
+        words = [sys.executable, "-P", "-m", "minivmm.cli", "boot", "--accel=kvm"]
         words += boot_arguments(spec, options)
         with (
             _time_limit(options.timeout),

@@ -250,6 +250,8 @@ class _Run:
     def _on_escape(self, letter: str) -> None:
         if letter == "x":
             self._machine.request_quit()
+        elif letter == "b":
+            self._machine.board.serial.receive_break()
         elif letter == "s":
             say(self._status_line())
         elif letter == "h":

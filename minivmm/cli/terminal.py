@@ -17,6 +17,7 @@ ESCAPE = 0x01
 
 HELP = """\
 Ctrl-A h  this help
+Ctrl-A b  send a break (then a letter: Linux's sysrq)
 Ctrl-A s  status of the VM
 Ctrl-A x  end the VM
 Ctrl-A Ctrl-A, Ctrl-A a  send Ctrl-A to the guest"""

@@ -82,6 +82,7 @@ class Lsr(IntEnum):
 
     DATA_READY = 0x01
     OVERRUN = 0x02
+    BREAK = 0x10
     THR_EMPTY = 0x20
     TRANSMITTER_EMPTY = 0x40
 

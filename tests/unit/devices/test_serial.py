@@ -309,3 +309,31 @@ def test_inspect_tells_how_much_input_waits(uart: Uart) -> None:
     uart.device.receive(b"abc")
 
     assert uart.device.inspect()["backlog"] == 3
+
+
+def test_break_is_a_zero_byte_that_line_status_tells_of_once() -> None:
+    uart = Uart()
+    uart.listen()
+
+    uart.device.receive(b"a")
+    uart.device.receive_break()
+    uart.device.receive(b"t")
+
+    assert not uart.read(Reg.LSR) & Lsr.BREAK
+    assert uart.read(Reg.DATA) == ord("a")
+    assert uart.read(Reg.LSR) & Lsr.BREAK
+    assert not uart.read(Reg.LSR) & Lsr.BREAK
+    assert uart.read(Reg.DATA) == 0
+    assert uart.read(Reg.DATA) == ord("t")
+
+
+def test_break_raises_a_line_status_interrupt() -> None:
+    uart = Uart()
+    uart.listen()
+    uart.write(Reg.IER, Ier.RECEIVED | Ier.LINE_STATUS)
+
+    uart.device.receive_break()
+
+    assert uart.read(Reg.IIR_FCR) & 0x0F == Iir.LINE_STATUS
+    uart.read(Reg.LSR)
+    assert uart.read(Reg.IIR_FCR) & 0x0F != Iir.LINE_STATUS

@@ -153,6 +153,13 @@ def test_fetch_of_a_cached_release_asks_nobody(debian_host: FakeDebian) -> None:
     assert debian_host.calls() == []
 
 
+def test_fetch_takes_the_cached_one_when_the_lists_know_none(debian_host: FakeDebian) -> None:
+    add_kernel("6.12.9+deb12-cloud-amd64")
+
+    assert kernels.fetch("6.12").release == "6.12.9+deb12-cloud-amd64"
+    assert debian_host.calls() == ["apt-cache search"]
+
+
 def test_fetch_gets_a_newer_one_when_the_lists_know_it(debian_host: FakeDebian) -> None:
     debian_host.set("lists", PACKAGES)
     add_kernel("6.12.9+deb12-cloud-amd64")
