@@ -30,7 +30,7 @@ from minivmm.trace import Trace
 from minivmm.vcpu import ExitServer, VcpuGroup, blame
 
 EventListener = Callable[[str, dict[str, object]], None]
-"""Called with a QMP event's name and data, lock held."""
+"""Called with a QMP event's name and data, lock held, from any thread."""
 
 
 @dataclass(frozen=True)

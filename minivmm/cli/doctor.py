@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,11 @@ from pathlib import Path
 from minivmm.accel import Accel, probe
 from minivmm.cli.text import add_json, print_json
 from minivmm.errors import HostError
+from minivmm.guest.busybox import find_busybox
 from minivmm.guest.kernels import fetched
+from minivmm.lab.machine import find_qemu, find_virtiofsd
 from minivmm.memory.region import Region
 from minivmm.units import MIB, format_size
-
-VIRTIOFSD = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"))
-"""Where Debian 12 and later releases install it."""
 
 HUGEPAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
@@ -73,9 +71,9 @@ def examine(accel: Accel) -> list[Check]:
     return [
         check_kvm(accel, needed=False),
         *capabilities,
-        _program("qemu", "qemu-system-x86_64", "qemu-system-x86", lab_needed),
-        _virtiofsd(lab_needed),
-        _program("busybox", "busybox", "busybox-static", True),
+        _program("qemu", find_qemu, lab_needed),
+        _program("virtiofsd", find_virtiofsd, lab_needed),
+        _program("busybox", find_busybox, True),
         _kernels(),
         _mapping(),
         _setting("huge pages", HUGEPAGES, lambda text: "[never]" not in text),
@@ -83,26 +81,12 @@ def examine(accel: Accel) -> list[Check]:
     ]
 
 
-def _program(name: str, program: str, package: str, needed: bool) -> Check:
-    path = shutil.which(program)
-    return Check(
-        name,
-        path is not None,
-        path or f"{program} is not installed",
-        f"apt-get install {package}",
-        needed,
-    )
-
-
-def _virtiofsd(needed: bool) -> Check:
-    path = next((path for path in VIRTIOFSD if path.exists()), None)
-    return Check(
-        "virtiofsd",
-        path is not None,
-        str(path or "virtiofsd is not installed"),
-        "apt-get install qemu-system-common (Debian 12) or virtiofsd (later)",
-        needed,
-    )
+def _program(name: str, find: Callable[[], str | Path], needed: bool) -> Check:
+    """Ask who looks for it when a guest is booted; the complaint, if any, names the cure."""
+    try:
+        return Check(name, True, str(find()), needed=needed)
+    except HostError as error:
+        return Check(name, False, str(error), needed=needed)
 
 
 def _kernels() -> Check:

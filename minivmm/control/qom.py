@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from minivmm.control.face import ControlledMachine, MemoryDevice
+from minivmm.control.face import ControlledMachine
+from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.errors import Refused
 
 UINT64_MAX = 2**64 - 1
@@ -61,12 +62,12 @@ def qom_list(machine: ControlledMachine, path: str) -> list[dict[str, str]]:
     return rows
 
 
-def memory_path(device: MemoryDevice) -> str:
+def memory_path(device: VirtioMem) -> str:
     """Path of the memory behind `device`; what QEMU calls its memdev."""
     return f"/objects/{device.identifier}-memory"
 
 
-def device_path(device: MemoryDevice) -> str:
+def device_path(device: VirtioMem) -> str:
     """Path of the device itself."""
     return f"/machine/peripheral/{device.identifier}"
 
@@ -108,7 +109,7 @@ def _property(machine: ControlledMachine, path: str, name: str) -> Property:
     return node.properties[name]
 
 
-def _virtio_mem(device: MemoryDevice) -> dict[str, Property]:
+def _virtio_mem(device: VirtioMem) -> dict[str, Property]:
     """Properties of a virtio-mem device, under QEMU's names (hw/virtio/virtio-mem.c)."""
 
     def set_requested_size(value: object) -> None:
@@ -130,7 +131,7 @@ def _virtio_mem(device: MemoryDevice) -> dict[str, Property]:
     }
 
 
-def _memory(device: MemoryDevice) -> dict[str, Property]:
+def _memory(device: VirtioMem) -> dict[str, Property]:
     return {"size": _read_only("size", lambda: device.window.size, "memory-backend-ram.size")}
 
 

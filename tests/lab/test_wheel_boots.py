@@ -1,0 +1,63 @@
+"""The wheel in a fresh environment boots a guest in the lab, far from the sources."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from minivmm.guest.kernels import DEFAULT_VERSION, fetched, is_version_of
+from minivmm.lab.lab import MARK
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(MARK in os.environ, reason="this is the lab"),
+]
+
+
+def run(*words: str | Path, cwd: Path) -> str:
+    """Run a command that must succeed; what it prints."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    result = subprocess.run(
+        words, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def release() -> str:
+    known = [k.release for k in fetched() if is_version_of(DEFAULT_VERSION, k.release)]
+    if not known:
+        pytest.skip("no kernel to boot: run `minivmm kernel fetch`")
+    return known[-1]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with nothing but the wheel and what it depends on."""
+    path = tmp_path_factory.mktemp("wheel")
+    # A link to minivmm's own interpreter would do as well, but a copy of pip is wanted.
+    venv.create(path / "venv", with_pip=True)
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", path, ROOT, cwd=path)
+    (wheel,) = path.glob("minivmm-*.whl")
+    run(path / "venv/bin/pip", "install", "-q", wheel, cwd=path)
+    return path / "venv"
+
+
+def test_installed_wheel_boots_a_guest(environment: Path, release: str, tmp_path: Path) -> None:
+    minivmm = environment / "bin/minivmm"
+    where = "import minivmm; print(minivmm.__file__)"
+
+    place = run(environment / "bin/python", "-c", where, cwd=tmp_path)
+    output = run(minivmm, "boot", "--accel=lab", f"-k{release}", "--", "uname", "-r", cwd=tmp_path)
+
+    assert Path(place.strip()).is_relative_to(environment)
+    assert output == f"{release}\n"
