@@ -16,6 +16,7 @@ from pathlib import Path
 
 from minivmm.errors import HostError, ImageError
 from minivmm.guest import debian
+from minivmm.guest.files import read_image
 from minivmm.runtime import cache_root
 
 DEFAULT_VERSION = "6.12"
@@ -41,7 +42,12 @@ class Kernel:
 def kernels_root() -> Path:
     """The cache directory; created when missing."""
     root = cache_root() / "kernels"
-    root.mkdir(exist_ok=True)
+    try:
+        root.mkdir(exist_ok=True)
+    except OSError as error:
+        raise HostError(
+            f"cannot write to {root.parent}: {error.strerror}: set XDG_CACHE_HOME"
+        ) from None
     return root
 
 
@@ -169,11 +175,7 @@ def _install(root: Path, release: str, target: Path) -> None:
 
 def _from_image(image: Path) -> Kernel:
     """A kernel named by path; its modules are beside it, or where the host has them installed."""
-    try:
-        data = image.read_bytes()
-    except OSError as error:
-        raise ImageError(f"kernel {image} cannot be read: {error.strerror}") from error
-    release = image_release(data)
+    release = image_release(read_image(image, "kernel"))
     homes = [image.parent / "modules"]
     if release:
         roots = (image.parent.parent, image.parent.parent / "usr", Path("/"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from minivmm.errors import ImageError
 from minivmm.guest.build import build_initramfs
+from minivmm.guest.files import read_image
 from minivmm.guest.kernels import find, newest
 from minivmm.machine_spec import MachineSpec
 
@@ -39,19 +40,12 @@ def resolve(spec: MachineSpec, *, shell: bool) -> GuestImage:
     if spec.initrd is None:
         initrd = build_initramfs(kernel.release, modules)
     else:
-        initrd = _read(Path(spec.initrd), "initrd", "give --initrd another file, or leave it out")
+        initrd = read_image(Path(spec.initrd), "initrd")
     words = [*DEFAULT_OPTIONS, f"memhp_default_state={spec.online}"]
     words += ["minivmm.shell"] if shell else []
     return GuestImage(
-        kernel=_read(kernel.image, "kernel", "name another with -k"),
+        kernel=read_image(kernel.image, "kernel"),
         name=str(kernel.image),
         cmdline=" ".join([*words, *spec.append]),
         initrd=initrd,
     )
-
-
-def _read(path: Path, what: str, remedy: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"cannot read {what} {path}: {error.strerror}: {remedy}") from None

@@ -6,10 +6,10 @@ pid and spec.json. This module knows paths and liveness; it does not speak on th
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
-import shutil
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,8 @@ def runtime_root() -> Path:
         root = Path(os.environ["XDG_RUNTIME_DIR"]) / "minivmm"
     else:
         root = Path(f"/tmp/minivmm-{os.getuid()}")
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if root.stat().st_uid != os.getuid():
+    _make(root, "runtime directory", "MINIVMM_RUNTIME_DIR")
+    if root.lstat().st_uid != os.getuid():  # not stat: in /tmp anybody can put a link to ours
         raise HostError(
             f"runtime directory {root} belongs to another user: set MINIVMM_RUNTIME_DIR to your own"
         )
@@ -42,9 +42,33 @@ def runtime_root() -> Path:
 def cache_root() -> Path:
     """Directory for kernels and initramfs images; created when missing."""
     base = os.environ.get("XDG_CACHE_HOME")
-    root = (Path(base) if base else Path.home() / ".cache") / "minivmm"
-    root.mkdir(parents=True, exist_ok=True)
+    root = (Path(base) if base else _home() / ".cache") / "minivmm"
+    _make(root, "cache directory", "XDG_CACHE_HOME")
     return root
+
+
+def config_file() -> Path:
+    """The user's configuration, which need not exist."""
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else _home() / ".config") / "minivmm" / "config.json"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # no HOME, and no entry in passwd
+        raise HostError("the home directory of this user is unknown: set HOME") from None
+
+
+def _make(directory: Path, what: str, variable: str) -> None:
+    """Create `directory` for this user alone, if it is missing. Raises HostError."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise HostError(
+            f"{what} {directory} cannot be made: {error.strerror}: set {variable} to a place"
+            " where you may write"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -113,8 +137,15 @@ class MachineDir:
         return False
 
     def remove(self) -> None:
-        """Delete the directory and all in it; a missing one is fine."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Delete the directory and what we put in it; a missing one is fine.
+
+        Nothing else is touched: the runtime directory may be a place that has other things too.
+        """
+        for file in (self.qmp_socket, self.exec_socket, self.spec_file, self.pid_file):
+            with contextlib.suppress(OSError):
+                file.unlink()
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
         lock = _locks.pop(self.path, None)
         if lock is not None:
             os.close(lock)
@@ -150,8 +181,14 @@ def claim(name: str) -> MachineDir:
     # Made elsewhere and moved into place complete, so that nobody takes it for a stale one.
     staging = MachineDir(found.path.with_name(f".{name}.{os.getpid()}"))
     staging.remove()
-    staging.path.mkdir(mode=0o700)
-    lock = os.open(staging.pid_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        staging.path.mkdir(mode=0o700)
+        lock = os.open(staging.pid_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise HostError(
+            f"cannot write to runtime directory {found.path.parent}: {error.strerror}:"
+            " set MINIVMM_RUNTIME_DIR to another"
+        ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.write(lock, f"{os.getpid()}\n".encode())
@@ -161,6 +198,10 @@ def claim(name: str) -> MachineDir:
     except OSError:  # a directory that is not empty is in the way
         os.close(lock)
         staging.remove()
+        if not (found.alive() or found.owned()):
+            raise HostError(
+                f"{found.path} is in the way, and not ours: remove it, or choose another name (-n)"
+            ) from None
         raise UsageError(
             f"a VM named {name!r} is running already: choose another with -n, or"
             f" `minivmm stop {name}`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from minivmm.errors import UsageError
@@ -11,6 +12,11 @@ from minivmm.units import MIB, align_down, format_size, is_power_of_two
 
 MINIMUM_BLOCK_SIZE = max(MIB, PAGE_SIZE)
 """Blocks consist of whole host pages; below 1 MiB there would be too many of them (as QEMU)."""
+
+CONSOLE_ID = "console0"
+"""Name of the virtio-console that every board has."""
+
+_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")  # as QEMU; paths and completions are made of it
 
 MAXIMUM_NODES = 64
 """NUMA nodes that Linux on x86-64 is built for by default (CONFIG_NODES_SHIFT=6)."""
@@ -37,6 +43,11 @@ class VirtioMemSpec:
     )
 
     def __post_init__(self) -> None:
+        if not _ID.fullmatch(self.id) or self.id == CONSOLE_ID:
+            raise UsageError(
+                f"device id {self.id!r} is not usable: letters, digits, '.', '_' and '-', starting"
+                f" with a letter, and not {CONSOLE_ID}, which is the machine's own"
+            )
         block = self.block_size
         if not is_power_of_two(block) or block < MINIMUM_BLOCK_SIZE:
             self._refuse(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from minivmm.machine_spec import (
     spec_to_json,
 )
 from minivmm.options import describe, from_mapping, to_mapping
+from minivmm.runtime import config_file
 from minivmm.units import format_size
 
 _SPEC_OPTIONS = ("name", "memory", "cpus", "kernel", "modules", "initrd", "online")
@@ -124,10 +124,10 @@ def spec_from(args: argparse.Namespace) -> MachineSpec:
     """The machine asked for: options over --config over the user's config over defaults."""
     if args.kernel is not None and args.kernel_word is not None:
         raise UsageError(f"two kernels: {args.kernel_word!r} and -k {args.kernel!r}; give one")
-    args.kernel = args.kernel or args.kernel_word
+    args.kernel = args.kernel_word if args.kernel is None else args.kernel
     given = {key: getattr(args, key) for key in _SPEC_OPTIONS if getattr(args, key) is not None}
     read = to_mapping(from_mapping(MachineSpec, given, what="boot"))  # complain about options first
-    merged = _config(_user_config(), optional=True)
+    merged = _config(config_file(), optional=True)
     if args.config is not None:
         merged |= _config(Path(args.config), optional=False)
     merged |= {key: read[key] for key in given}
@@ -177,7 +177,7 @@ def device_help(devices: list[str]) -> str | None:
         if text in ("help", "?"):
             return "\n".join(DEVICE_TYPES)
         name, _, rest = text.partition(",")
-        if rest == "help" and name in DEVICE_TYPES:
+        if "help" in rest.split(",") and name in DEVICE_TYPES:
             rows = describe(DEVICE_TYPES[name])
             return "\n".join(
                 f"  {key}=<{info.kind}>  {info.help} (default: {default})"
@@ -204,21 +204,20 @@ def _in_lab(accel: str, *, quiet: bool) -> bool:
     return not found.usable
 
 
-def _user_config() -> Path:
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path.home() / ".config") / "minivmm" / "config.json"
-
-
 def _config(path: Path, *, optional: bool) -> dict[str, Any]:
     """The JSON object in `path`; a missing optional file is empty. Raises UsageError."""
     try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"config file {path} is no regular file")
         data = json.loads(path.read_text())
     except FileNotFoundError:
         if optional:
             return {}
         raise UsageError(f"config file {path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"config file {path} cannot be used: {error}") from None
+    except OSError as error:
+        raise UsageError(f"config file {path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"config file {path} is not JSON: {error}") from None
     if not isinstance(data, Mapping):
         raise UsageError(f"config file {path} does not hold a JSON object")
     return dict(data)

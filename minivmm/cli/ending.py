@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from minivmm.cli.text import SCHEMA
+from minivmm.cli.text import SCHEMA, say
 from minivmm.errors import HostError, MinivmmError
 
 
@@ -18,11 +18,14 @@ def recorded(path: Path | None, boot: Callable[[], int]) -> int:
     """
     if path is None:
         return boot()
-    path.unlink(missing_ok=True)
+    _write_text(path, "")  # what cannot be written is better known before than after
     try:
         status = boot()
     except MinivmmError as error:
-        _write(path, error.boot_status, _cause(error), str(error))
+        try:
+            _write(path, error.boot_status, _cause(error), str(error))
+        except HostError as other:
+            say(str(other))  # how the boot ended matters more
         raise
     _write(path, status, "exit", None)
     return status
@@ -34,10 +37,17 @@ def _cause(error: MinivmmError) -> str:
 
 
 def _write(path: Path, status: int, cause: str, message: str | None) -> None:
-    if path.exists():
+    if path.is_file() and path.stat().st_size:
         return
     data = {"schema": SCHEMA, "status": int(status), "cause": cause, "message": message}
+    _write_text(path, json.dumps(data) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    """In place: `path` may be a device or a link to something that must stay."""
     try:
-        path.write_text(json.dumps(data) + "\n")
+        path.write_text(text)
     except OSError as error:
-        raise HostError(f"cannot write {path}: {error.strerror}") from error
+        raise HostError(
+            f"cannot write {path}: {error.strerror}: name another file with --status"
+        ) from None

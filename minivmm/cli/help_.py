@@ -11,11 +11,11 @@ from minivmm.errors import ExitStatus, UsageError
 EXIT_CODES = {
     ExitStatus.OK: "done",
     ExitStatus.FAILED: "control verbs: refused or failed",
-    ExitStatus.USAGE: "usage: an option or size is not acceptable",
+    ExitStatus.USAGE: "control verbs: an option or size is not acceptable",
     ExitStatus.NOT_RUNNING: "control verbs: no such VM, or it is not running",
     ExitStatus.WAIT_TIMEOUT: "control verbs: --wait gave up",
     ExitStatus.TIMEOUT: "boot, lab, exec: --timeout fired",
-    ExitStatus.MINIVMM_FAILED: "boot, lab, exec: minivmm itself failed (no KVM, bad kernel, ...)",
+    ExitStatus.MINIVMM_FAILED: "boot, lab, exec: minivmm itself failed (bad usage, no KVM, bad kernel)",
     ExitStatus.INTERRUPTED: "Ctrl-C, SIGTERM, or stopped from outside",
     ExitStatus.GUEST_DIED: "boot: the guest panicked, crashed, or never became ready",
 }

@@ -13,10 +13,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from minivmm import __version__
-from minivmm.errors import Interrupted, MinivmmError
+from minivmm.errors import ExitStatus, Interrupted, MinivmmError, UsageError
+from minivmm.options import unknown
 
 VERBS = {
     "boot": "boot a kernel, and run a command in it or a shell on its console",
@@ -36,9 +37,18 @@ BOOT_FAMILY = {"boot", "lab", "exec"}
 """Verbs whose exit status is that of a command they run; their own failures are 124 and above."""
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser that complains like everything else here: by raising UsageError."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse with what is wrong."""
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's) and return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_standard_streams()
     signal.signal(signal.SIGTERM, _on_signal)
     signal.signal(signal.SIGHUP, _on_signal)
     verb = verb_of(words)
@@ -48,22 +58,27 @@ def run(argv: Sequence[str] | None = None) -> int:
     except MinivmmError as error:
         if debug:
             raise
-        print(f"minivmm: {error}", file=sys.stderr)
+        _complain(str(error))
         return error.boot_status if verb in BOOT_FAMILY else error.control_status
     except KeyboardInterrupt:
         if debug:
             raise
-        print("minivmm: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return Interrupted.control_status
     except BrokenPipeError:
         # The reader of our output left; without this the interpreter complains when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return ExitStatus.FAILED
+    except Exception as error:  # not foreseen: a full disk, too little memory, a bug
+        if debug:
+            raise
+        _complain(f"internal error: {type(error).__name__}: {error} (--debug shows where)")
+        return ExitStatus.MINIVMM_FAILED if verb in BOOT_FAMILY else ExitStatus.FAILED
 
 
 def parser_for(words: Sequence[str]) -> argparse.ArgumentParser:
     """The argument tree, in which only the verb of `words` has its options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="minivmm",
         description="Boot Linux kernels under KVM, and grow and shrink their memory.",
         epilog="`minivmm VERB --help` shows the options of a verb.",
@@ -101,11 +116,40 @@ def _run_verb(words: list[str]) -> int:
         own = module.prepare(own) if hasattr(module, "prepare") else own
         if len(own) < len(words) and verb not in BOOT_FAMILY:
             parser.error(f"{verb} takes no command after --")
-    args = parser.parse_args(own)
+    if verb is not None and verb not in VERBS:
+        raise UsageError(unknown("verb", verb, list(VERBS)))
+    args, rest = parser.parse_known_args(own)
+    if rest:
+        raise UsageError(_unexpected(verb, rest[0]))
     args.command = command
     status: int = _module(args.verb).run(args)
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
     return status
+
+
+def _unexpected(verb: str | None, word: str) -> str:
+    """One line for a word that is no option of `verb`, nor another thing that it takes."""
+    if not word.startswith("-"):
+        return f"{verb} does not take {word!r} (see `minivmm {verb} --help`)"
+    parser = argparse.ArgumentParser(add_help=False)
+    _module(str(verb)).configure(parser)
+    options = [name for name in parser._option_string_actions if name.startswith("--")]
+    return unknown(f"option of {verb}", word.partition("=")[0], options)
+
+
+def _complain(text: str) -> None:
+    """One line on stderr, whatever names the user gave to things."""
+    print("minivmm: " + text.replace("\n", "\\n"), file=sys.stderr)
+
+
+def _open_standard_streams() -> None:
+    """Give 0, 1 and 2 to /dev/null if they are closed, or the next file opened would be one."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 def _module(verb: str) -> Any:

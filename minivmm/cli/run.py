@@ -30,7 +30,14 @@ from minivmm.control.agent import GuestAgent
 from minivmm.control.exec_server import ExecServer
 from minivmm.control.face import Context
 from minivmm.control.qmp import QmpServer
-from minivmm.errors import GuestFailure, Interrupted, MinivmmError, Timeout, WaitTimeout
+from minivmm.errors import (
+    GuestFailure,
+    HostError,
+    Interrupted,
+    MinivmmError,
+    Timeout,
+    WaitTimeout,
+)
 from minivmm.guest_image import GuestImage, resolve
 from minivmm.loop import EventLoop
 from minivmm.machine import Machine, Outcome
@@ -152,7 +159,7 @@ class _Run:
     def _on_end(self, outcome: Outcome) -> None:
         if outcome.died:
             self._show_tail()
-            self._finish(GuestFailure(outcome.reason + _remedy(outcome)))
+            self._finish(_failure(outcome))
         elif self._signals:
             self._finish(Interrupted("interrupted"))
         elif not self._options.command:
@@ -281,9 +288,9 @@ class _Run:
                 say(line)
 
 
-def _remedy(outcome: Outcome) -> str:
-    """What to add where the host's KVM is to blame rather than the guest."""
-    if outcome.state != "internal-error":
-        return ""
-    found = probe()
-    return "" if found.usable else f"; {found.reason}: try --accel lab"
+def _failure(outcome: Outcome) -> MinivmmError:
+    """The error for a machine that died: the host's KVM may be to blame rather than the guest."""
+    found = probe() if outcome.state == "internal-error" else None
+    if found is None or found.usable:
+        return GuestFailure(outcome.reason)
+    return HostError(f"{outcome.reason}; {found.reason}: try --accel lab")

@@ -14,6 +14,9 @@ SCHEMA = 1
 """Version of the JSON output; it only grows, so this stays until something must be taken away."""
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)?")
+LONGEST = 365 * 24 * 3600.0
+"""Seconds: what timers and sockets of the system take for certain."""
+
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 
 
@@ -22,7 +25,10 @@ def parse_duration(text: str) -> float:
     match = _DURATION.fullmatch(text)
     if match is None:
         raise UsageError(f"duration {text!r} is not understood (examples: 30s, 500ms, 2m)")
-    return float(match.group(1)) * _UNITS[match.group(2)]
+    seconds = float(match.group(1)) * _UNITS[match.group(2)]
+    if seconds > LONGEST:
+        raise UsageError(f"duration {text!r} is too long: at most {LONGEST / 3600:.0f}h")
+    return seconds
 
 
 def print_json(data: Mapping[str, object]) -> None:

@@ -205,7 +205,8 @@ def _listen(path: Path) -> socket.socket:
             os.umask(mask)
     except OSError as error:
         listener.close()
-        raise HostError(f"cannot listen on {path}: {error}") from error
+        why = error.strerror or error  # too long a path has no errno
+        raise HostError(f"cannot listen on {path}: {why}") from error
     except HostError:
         listener.close()
         raise

@@ -52,6 +52,8 @@ class Lab:
                 f"lab memory {memory} is not usable: a multiple of 1M, at least"
                 f" {MINIMUM_MEMORY // MIB}M"
             )
+        if cpus < 1:
+            raise UsageError(f"lab cpus {cpus} is out of range: 1 or more")
         self._cleanup = contextlib.ExitStack()
         with contextlib.ExitStack() as starting:
             machine = OuterMachine(
@@ -123,7 +125,8 @@ class Lab:
         try:
             self._link.forward(listen, target, patience)
         except OSError as error:
-            raise HostError(f"cannot listen on {listen}: {error.strerror}") from error
+            why = error.strerror or error  # too long a path has no errno
+            raise HostError(f"cannot listen on {listen}: {why}") from error
 
     def close(self) -> None:
         """Kill everything inside and the machine; a second call does nothing."""

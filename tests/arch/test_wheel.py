@@ -67,7 +67,10 @@ def test_wheel_holds_every_file_of_the_package_and_no_other(tree: Path, wheel: P
     found = names(wheel)
 
     assert {name for name in found if ".dist-info/" not in name} == wanted
-    assert {name.split("/")[0] for name in found} == {"minivmm", f"{wheel.name.rsplit('-', 3)[0]}.dist-info"}
+    assert {name.split("/")[0] for name in found} == {
+        "minivmm",
+        f"{wheel.name.rsplit('-', 3)[0]}.dist-info",
+    }
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ class Guest:
                 time.sleep(0.1)
 
 
-def kvm_exits(pid: int) -> int:
+def kvm_exits(pid: int | None) -> int:
     """KVM's count of exits of the VMs of process `pid`."""
     files = Path("/sys/kernel/debug/kvm").glob(f"{pid}-*/exits")
     return sum(int(path.read_text()) for path in files)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
-from harness import Guest, minivmm
+from harness import Guest, kvm_exits, minivmm
 
 from minivmm import runtime
 
@@ -35,8 +36,8 @@ def test_reboot_unplugs_everything_and_plugs_again(kernel: str) -> None:
         assert guest.process.is_alive()
 
 
-def test_system_reset_by_qmp() -> None:
-    with Guest(*DEVICE, "-p", "2") as guest:
+def test_system_reset_by_qmp(kernel: str) -> None:
+    with Guest("-k", kernel, *DEVICE, "-p", "2") as guest:
         first = guest.shell("cat /proc/sys/kernel/random/boot_id")
 
         guest.qmp.execute("system_reset")
@@ -46,8 +47,8 @@ def test_system_reset_by_qmp() -> None:
         assert guest.shell("cat /proc/sys/kernel/random/boot_id") != first
 
 
-def test_powerdown_and_stop_end_orderly() -> None:
-    with Guest() as guest:
+def test_powerdown_and_stop_end_orderly(kernel: str) -> None:
+    with Guest("-k", kernel) as guest:
         done = minivmm("stop", guest.name)
 
         assert done.returncode == 0, done.stderr
@@ -59,6 +60,10 @@ def test_stop_and_cont_freeze_the_guest() -> None:
     with Guest() as guest:
         guest.qmp.execute("stop")
         assert guest.qmp.execute("query-status")["status"] == "paused"
+        time.sleep(0.5)
+        exits = kvm_exits(guest.process.pid)
+        time.sleep(1)
+        assert kvm_exits(guest.process.pid) == exits > 0
         guest.qmp.execute("cont")
 
         assert guest.qmp.execute("query-status")["running"] is True
@@ -66,13 +71,15 @@ def test_stop_and_cont_freeze_the_guest() -> None:
 
 
 @pytest.mark.parametrize("cause", ["panic", "triple fault"])
-def test_a_dying_guest_ends_with_134_and_the_reason(cause: str, tmp_path: Path) -> None:
+def test_a_dying_guest_ends_with_134_and_the_reason(
+    kernel: str, cause: str, tmp_path: Path
+) -> None:
     status = tmp_path / "status"
     append = ["-a", "reboot=triple"] if cause == "triple fault" else []
     script = "echo c >/proc/sysrq-trigger" if cause == "panic" else "reboot -f"
 
     done = minivmm(
-        "boot", "--accel", "kvm", "--status", str(status), *append, "--", "sh", "-c",
+        "boot", "-k", kernel, "--accel", "kvm", "--status", str(status), *append, "--", "sh", "-c",
         f"{script}; sleep 60",
     )  # fmt: skip
 
