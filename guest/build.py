@@ -26,6 +26,10 @@ DEVICE_LINKS = {
 }
 """What programs expect in /dev and devtmpfs does not make; init copies /etc/dev there."""
 
+NO_LINKS = {"busybox", "modprobe"}
+"""Not under these names: a stock kernel asks modprobe for a dozen modules while it boots, and every
+answer "no" costs a process and, emulated, a hundred exits. Init knows what to load, and when."""
+
 _FSTAB = """\
 proc /proc proc defaults 0 0
 sysfs /sys sysfs defaults 0 0
@@ -68,7 +72,7 @@ def _add_programs(archive: Archive, busybox: Path) -> None:
     """busybox under all its names in /bin, init and agent; other program directories lead there."""
     archive.add_file("/bin/busybox", busybox.read_bytes(), 0o755)
     for name in applets(busybox):
-        if name != "busybox":
+        if name not in NO_LINKS:
             archive.add_link(f"/bin/{name}", "busybox")
     for path in ("/sbin", "/usr/bin", "/usr/sbin"):
         archive.add_link(path, "/bin")

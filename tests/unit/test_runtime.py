@@ -93,6 +93,34 @@ def test_missing_machines_are_named() -> None:
         runtime.find(None)
 
 
+def test_other_things_in_the_runtime_directory_are_left_alone(runtime_dir: Path) -> None:
+    precious = runtime_dir / "photos" / "cat.jpg"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("meow")
+
+    assert runtime.running() == []
+    with pytest.raises(NoSuchMachine):
+        runtime.find("photos")
+    with pytest.raises(HostError, match="in the way"):
+        runtime.claim("photos")
+
+    assert precious.read_text() == "meow"
+
+
+@pytest.mark.parametrize("place", ["file/below", "/proc/minivmm"])
+def test_an_impossible_runtime_directory_is_one_line(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINIVMM_RUNTIME_DIR", str(tmp_path / place))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / place))
+
+    with pytest.raises(HostError, match="set MINIVMM_RUNTIME_DIR"):
+        runtime.running()
+    with pytest.raises(HostError, match="set XDG_CACHE_HOME"):
+        runtime.cache_root()
+
+
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "-x", "x" * 65, "a b"])
 def test_names_that_make_bad_paths_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="not usable"):

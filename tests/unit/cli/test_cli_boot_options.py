@@ -91,7 +91,11 @@ def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
         (["--device", "virtio-mem-pci"], "size= is required"),
         (["--mem-device", "size=3M"], "multiple"),
         (["--mem-device", "id=a,size=4M", "--mem-device", "id=a,size=4M"], "two devices"),
+        (["--mem-device", "id=a/b,size=4M"], "'a/b' is not usable"),
+        (["--mem-device", "id=console0,size=4M"], "the machine's own"),
+        (["-k", ""], "kernel: '' is not a text"),
         (["--config", "/nowhere.json"], "does not exist"),
+        (["--config", "/dev/zero"], "no regular file"),
     ],
 )
 def test_what_is_not_acceptable_is_named(words: list[str], why: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from minivmm import runtime
 from minivmm.cli import main
 from minivmm.errors import ExitStatus, NoSuchMachine
 from minivmm.runtime import MachineDir
@@ -45,14 +46,57 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["bogus"], ["list", "--bogus"], ["list", "extra"], ["list", "--", "cmd"]]
+    ("words", "what"),
+    [
+        ([], "VERB"),
+        (["bott"], "did you mean boot?"),
+        (["list", "--jsn"], "did you mean --json?"),
+        (["list", "extra"], "'extra'"),
+        (["list", "--", "cmd"], "no command after --"),
+        (["resize", "vm1", "1G", "--waiting=3s"], "did you mean --wait?"),
+    ],
 )
-def test_wrong_usage_is_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main.run(words)
+def test_wrong_usage_is_status_2_and_one_line(
+    words: list[str], what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(words) == ExitStatus.USAGE
 
-    assert end.value.code == ExitStatus.USAGE
-    assert "Traceback" not in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert what in printed
+    assert printed.startswith("minivmm: ") and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["boot", "lab", "exec"])
+def test_wrong_usage_beside_a_command_is_no_status_of_the_commands(verb: str) -> None:
+    assert main.run([verb, "--bogus", "--", "true"]) == ExitStatus.MINIVMM_FAILED
+
+
+def test_the_unforeseen_is_one_line_without_debug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> list[MachineDir]:
+        raise MemoryError("two\nlines")
+
+    monkeypatch.setattr(runtime, "running", fail)
+
+    assert main.run(["list"]) == ExitStatus.FAILED
+    printed = capsys.readouterr().err
+    assert printed == "minivmm: internal error: MemoryError: two\\nlines (--debug shows where)\n"
+    with pytest.raises(MemoryError):
+        main.run(["list", "--debug"])
+
+
+def test_closed_standard_streams_are_not_given_to_files_opened_later(runtime_root: Path) -> None:
+    code = (
+        "import os, sys; from minivmm.cli.main import run\n"
+        "status = run(['list'])\n"
+        "ok = [os.readlink(f'/proc/self/fd/{n}') for n in range(3)] == ['/dev/null'] * 3\n"
+        "os._exit(status if ok else 99)"
+    )
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code], timeout=30
+    )
+    assert done.returncode == 0
 
 
 def test_errors_are_one_line_and_have_the_verbs_status(

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from minivmm import board
+from minivmm.accel import Accel
 from minivmm.cli import run as run_module
 from minivmm.cli.boot import BootOptions
 from minivmm.cli.run import boot_here
 from minivmm.control.client import Client
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
-from minivmm.errors import GuestFailure, Interrupted, Timeout, UsageError
+from minivmm.errors import GuestFailure, HostError, Interrupted, Timeout, UsageError
 from minivmm.guest_image import GuestImage
 from minivmm.machine_spec import MachineSpec
 from minivmm.runtime import claim
@@ -116,8 +117,13 @@ def test_console_goes_to_stdout_and_power_off_is_0(
 
 
 def test_a_dying_guest_beside_a_command_shows_its_last_lines(
-    boot: Boot, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    boot: Boot,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(run_module, "probe", lambda: Accel(True, "fine"))
+
     def die(vcpu: FakeVcpu) -> None:
         vcpu.script_out(SERIAL_PORT, b"Kernel panic - not syncing: no\r\n")
         vcpu.script_exit(17)  # KVM_EXIT_INTERNAL_ERROR
@@ -132,6 +138,46 @@ def test_a_dying_guest_beside_a_command_shows_its_last_lines(
     assert "Kernel panic - not syncing: no\n" in printed.err
     written = json.loads(status.read_text())
     assert (written["status"], written["cause"]) == (134, "guest-failure")
+
+
+def test_a_kvm_that_cannot_run_the_guest_is_our_failure(
+    boot: Boot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "probe", lambda: Accel(False, "no VMX"))
+
+    with pytest.raises(HostError, match="no VMX: try --accel lab") as failure:
+        boot(lambda vcpu: vcpu.script_exit(17))
+
+    assert failure.value.boot_status == 125
+
+
+@pytest.mark.parametrize("place", [".", "missing/status.json"])
+def test_a_status_file_that_cannot_be_written_is_refused_before_booting(
+    runtime_root: Path, tmp_path: Path, place: str
+) -> None:
+    with pytest.raises(HostError, match="cannot write") as failure:
+        boot_here(SPEC, BootOptions(status=tmp_path / place))
+
+    assert failure.value.boot_status == 125
+    assert not runtime_root.exists()
+
+
+def test_a_status_file_that_is_a_device_stays_one(boot: Boot, tmp_path: Path) -> None:
+    link = tmp_path / "status"
+    link.symlink_to("/dev/null")
+
+    assert boot(print_and_power_off, status=link) == 0
+
+    assert link.is_symlink() and link.is_char_device()
+
+
+def test_a_full_disk_does_not_hide_how_the_guest_ended(
+    boot: Boot, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(GuestFailure, match="powered off"):
+        boot(print_and_power_off, command=("true",), status=Path("/dev/full"))
+
+    assert "cannot write /dev/full: No space left" in capfd.readouterr().err
 
 
 def test_power_off_before_the_command_ended_is_a_failure(boot: Boot) -> None:

@@ -47,8 +47,8 @@ def test_port_input_is_answered(rig: Any) -> None:
 
 
 def test_string_input_reads_the_port_once_per_item(rig: Any) -> None:
-    rig.vcpus[0].script_out(SERIAL_PORT + 1, b"\x01")  # a reader with interrupts
     rig.vcpus[0].script_out(SERIAL_PORT + 2, b"\x01")  # FIFO on
+    rig.vcpus[0].script_out(SERIAL_PORT + 1, b"\x01")  # a reader with interrupts
     typed = rig.vcpus[0].script_in(SERIAL_PORT, count=3)
     rig.machine.board.serial.receive(b"xyz")
 

@@ -60,6 +60,7 @@ def test_many_quick_pauses_lose_nobody(running: Any) -> None:
 
 def test_pause_from_within_device_code(running: Any) -> None:
     """What a device listener does, on the vCPU's own thread: the access is finished, then rest."""
+
     def pause(data: bytes) -> None:
         running.output += data
         running.machine.pause()

@@ -131,9 +131,7 @@ def test_no_vcpu_runs_during_a_reset(rig4: Any, monkeypatch: pytest.MonkeyPatch)
     assert len(rig4.output) == 21 * 4
 
 
-def test_two_requests_before_the_reset_are_one(
-    rig4: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_requests_before_the_reset_are_one(rig4: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = guard_reset(rig4, monkeypatch)
     rig4.start()
 

@@ -1,0 +1,135 @@
+"""Doorbells, messages and deferred work of a whole machine: driven as Linux drives virtio-mem."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import pytest
+
+from minivmm.spec.platform import FIRST_MSI_GSI
+from minivmm.spec.virtio_mem import MemRequest, MemResponse, RequestType
+from minivmm.spec.virtio_pci import CapabilityType
+from minivmm.testing.driver import MESSAGE_ADDRESS, VirtioPciDriver
+from minivmm.testing.ring import GuestAllocator
+from minivmm.units import MIB
+
+
+class Guest:
+    """A virtio-mem driver on the machine's own buses; it rings by its vCPU."""
+
+    def __init__(self, rig: Any) -> None:
+        self.rig = rig
+        self.device = rig.machine.memory_devices["vmem0"]
+        board = rig.machine.board
+        slot = next(f.slot for f in board.functions if f.device is self.device)
+        allocator = GuestAllocator(board.memory, 40 * MIB, 44 * MIB)
+        self.driver = VirtioPciDriver(
+            board.mmio, board.memory, allocator, slot, doorbells=None, defer=None
+        )
+        with rig.loop.lock:
+            self.driver.start()
+            self.doorbell = self.driver.address(CapabilityType.NOTIFY)
+
+    def add_plug(self, block: int) -> None:
+        address = self.device.window.base + block * self.device.block_size
+        request = MemRequest(type=RequestType.PLUG, addr=address, nb_blocks=1)
+        self.driver.queues[0].add((request.build(),), (MemResponse.SIZE,))
+
+    def ring(self) -> None:
+        self.rig.vcpus[0].script_mmio_write(self.doorbell, 2, 0)
+
+
+@pytest.fixture
+def guest(rig: Any) -> Guest:
+    return Guest(rig)
+
+
+def test_a_doorbell_is_served_on_the_loop_without_an_exit(guest: Guest, wait: Any) -> None:
+    rig = guest.rig
+    threads: list[threading.Thread] = []
+    original = guest.device.handle_queue
+
+    def watched(index: int, queue: Any) -> None:
+        threads.append(threading.current_thread())
+        original(index, queue)
+
+    guest.device.handle_queue = watched
+    guest.add_plug(0)
+    guest.ring()
+
+    rig.start()
+
+    wait(lambda: guest.device.plugged_size == 2 * MIB)
+    assert rig.machine.stats.exits == {}
+    assert set(threads) == {rig.thread.thread}
+    assert [used.written for used in guest.driver.queues[0].collect()] == [MemResponse.SIZE]
+
+
+def test_its_interrupt_is_a_routed_message(guest: Guest, wait: Any) -> None:
+    guest.add_plug(0)
+    guest.ring()
+
+    guest.rig.start()
+
+    wait(lambda: guest.rig.vm.irqfds)
+    ((fd, gsi),) = guest.rig.vm.irqfds
+    assert gsi >= FIRST_MSI_GSI
+    assert guest.rig.vm.routes == {gsi: (MESSAGE_ADDRESS, 1)}
+    wait(lambda: os.eventfd_read(fd) == 1)
+
+
+def test_a_doorbell_of_another_width_is_an_exit_and_rings_nothing(guest: Guest) -> None:
+    guest.add_plug(0)
+    guest.rig.vcpus[0].script_mmio_write(guest.doorbell, 4, 0)
+
+    guest.rig.start()
+
+    assert guest.rig.vcpus[0].wait_idle()
+    assert guest.rig.machine.stats.exits["mmio write"] == 1
+    guest.rig.thread.settle()
+    assert guest.device.plugged_size == 0
+
+
+def test_doorbells_go_with_the_reset(guest: Guest) -> None:
+    guest.rig.start()
+    assert guest.rig.vm.ioeventfds
+
+    guest.rig.locked(guest.rig.machine.request_reset)
+    guest.rig.wait_for_event("RESET")
+
+    assert guest.rig.vm.ioeventfds == {}
+
+
+def test_a_ring_right_before_close_does_nothing(guest: Guest) -> None:
+    guest.add_plug(0)
+    rig = guest.rig
+
+    def ring_and_close() -> None:
+        rig.vm.ring(guest.doorbell, 2)
+        rig.machine.close()
+
+    rig.thread.run(ring_and_close)
+    rig.thread.settle()
+
+    assert guest.device.plugged_size == 0
+
+
+def test_deferred_work_ends_with_the_machine(guest: Guest, wait: Any) -> None:
+    rounds: list[int] = []
+
+    def endless(index: int, queue: Any) -> None:
+        rounds.append(index)
+        guest.device.signals.kick(index)
+
+    guest.device.handle_queue = endless
+    guest.ring()
+    guest.rig.start()
+    wait(lambda: len(rounds) > 10)
+
+    guest.rig.close()
+    done = len(rounds)
+    guest.rig.thread.settle()
+
+    assert len(rounds) == done

@@ -1,0 +1,90 @@
+"""Memory of a whole machine: KVM's slots are guest memory, and no map at boot tells of devices."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from minivmm.boot import places
+from minivmm.devices.virtio_mem.spec import VirtioMemSpec
+from minivmm.spec.bootparams import BootParams
+from minivmm.spec.e820 import E820Entry, E820Type
+from minivmm.units import GIB, MIB
+
+BIG = {
+    "memory": 4 * GIB,
+    "devices": (
+        VirtioMemSpec(id="a", size=3 * GIB),
+        VirtioMemSpec(id="b", size=GIB, memaddr=64 * GIB),
+    ),
+}
+
+
+@pytest.fixture(params=["small", "big"])
+def any_rig(request: pytest.FixtureRequest, make_rig: Any) -> Any:
+    return make_rig(**(BIG if request.param == "big" else {}))
+
+
+def test_slots_match_guest_memory(any_rig: Any) -> None:
+    slots = {(slot.gpa, slot.size, slot.hva) for slot in any_rig.vm.slots.values()}
+
+    assert slots == {
+        (slot.gpa, slot.region.size, slot.region.hva) for slot in any_rig.machine.board.memory.slots
+    }
+    assert not any(slot.readonly for slot in any_rig.vm.slots.values())
+
+
+def test_slots_cover_ram_and_whole_device_regions(any_rig: Any) -> None:
+    slots = sorted((slot.gpa, slot.size) for slot in any_rig.vm.slots.values())
+    ram = sum(size for gpa, size in slots) - sum(d.size for d in any_rig.spec.devices)
+
+    assert ram == any_rig.spec.memory == any_rig.machine.boot_memory
+    for device in any_rig.machine.memory_devices.values():
+        assert (device.window.base, device.window.size) in slots
+
+
+def test_slots_can_have_huge_pages(any_rig: Any) -> None:
+    for slot in any_rig.vm.slots.values():
+        assert slot.gpa % (2 * MIB) == slot.hva % (2 * MIB)
+
+
+def boot_map(rig: Any) -> list[E820Entry]:
+    params = rig.machine.board.memory.load(places.ZERO_PAGE, BootParams)
+    size = E820Entry.SIZE
+    table = bytes(params.e820_table)
+    return [
+        E820Entry.parse(table[at : at + size]) for at in range(0, size * params.e820_entries, size)
+    ]
+
+
+def test_the_kernel_learns_of_no_device_region_at_boot(any_rig: Any) -> None:
+    entries = boot_map(any_rig)
+
+    assert entries
+    for device in any_rig.machine.memory_devices.values():
+        window = device.window
+        for entry in entries:
+            assert entry.base + entry.size <= window.base or window.end <= entry.base
+
+
+def test_the_boot_map_is_the_ram_there_is(any_rig: Any) -> None:
+    entries = boot_map(any_rig)
+    slots = [(slot.gpa, slot.gpa + slot.size) for slot in any_rig.vm.slots.values()]
+
+    for before, after in pairwise(entries):
+        assert before.base + before.size <= after.base
+    ram = [entry for entry in entries if entry.type == E820Type.RAM]
+    for entry in ram:
+        assert any(start <= entry.base <= entry.base + entry.size <= end for start, end in slots)
+    lost = any_rig.spec.memory - sum(entry.size for entry in ram)
+    assert 0 <= lost < MIB
+
+
+def test_memory_costs_nothing_until_used(make_rig: Any) -> None:
+    rig = make_rig(devices=(VirtioMemSpec(size=1024 * GIB),))
+
+    device = rig.machine.memory_devices["vmem0"]
+
+    assert device.region.resident(0, GIB) == 0
