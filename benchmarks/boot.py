@@ -12,10 +12,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from minivmm.console_watch import INIT_BANNER
 from minivmm.guest.build import build_initramfs
 from minivmm.guest.kernels import find
-
-from minivmm.console_watch import INIT_BANNER
 from minivmm.stats import KVM_COUNTERS, KVM_DEBUGFS
 
 COMMAND_LINE = "console=ttyS0 quiet panic=-1"

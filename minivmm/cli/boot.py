@@ -59,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--modules", metavar="DIR", help="modules for the kernel (lib/modules/RELEASE)")
     add("-m", "--memory", metavar="SIZE", help="boot memory (default: 512M)")
     add("-p", "--cpus", metavar="N", help="number of CPUs (default: 1)")
-    add("-a", "--append", metavar="WORDS", action="append", help="more kernel command line")
+    add("-a", "--append", metavar="WORDS", action="append", help="add to the kernel's command line")
     add("-n", "--name", help="name of the VM (default: vm1, vm2, ...)")
     add(
         "--device",
@@ -79,7 +79,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--online",
         metavar="POLICY",
-        help=f"how the guest onlines memory: {', '.join(ONLINE_POLICIES)}",
+        help=f"how the guest onlines memory: {', '.join(ONLINE_POLICIES)}"
+        f" (default: {MachineSpec.online})",
     )
     add("--config", metavar="FILE", help="machine as --dry-run --json prints it; options win")
     running = parser.add_argument_group("running")
@@ -88,7 +89,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--accel",
         choices=("auto", "kvm", "lab"),
         default="auto",
-        help="where: on /dev/kvm, in the lab, or in the lab if /dev/kvm cannot (default)",
+        help="kvm: on this host's /dev/kvm; lab: in an emulated machine; auto (default): in the lab"
+        " if /dev/kvm cannot run stock kernels",
     )
     add("--timeout", metavar="T", help="end after T (30s, 2m) with status 124")
     add("--qmp", metavar="PATH", help="listen for QMP clients here as well")

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 
+from minivmm.cli.signals import ignore_in_this_thread
 from minivmm.cli.terminal import Escapes
 from minivmm.devices.serial import Serial
 from minivmm.loop import EventLoop
@@ -42,6 +43,7 @@ class ConsoleInput:
         threading.Thread(target=self._read, name="stdin", daemon=True).start()
 
     def _read(self) -> None:
+        ignore_in_this_thread()
         while self._room.wait():
             try:
                 data = os.read(self._fd, _READ_SIZE)

@@ -15,7 +15,7 @@ EXIT_CODES = {
     ExitStatus.NOT_RUNNING: "control verbs: no such VM, or it is not running",
     ExitStatus.WAIT_TIMEOUT: "control verbs: --wait gave up",
     ExitStatus.TIMEOUT: "boot, lab, exec: --timeout fired",
-    ExitStatus.MINIVMM_FAILED: "boot, lab, exec: minivmm itself failed (bad usage, no KVM, bad kernel)",
+    ExitStatus.MINIVMM_FAILED: "boot, lab, exec: minivmm itself failed: usage, no KVM, bad kernel",
     ExitStatus.INTERRUPTED: "Ctrl-C, SIGTERM, or stopped from outside",
     ExitStatus.GUEST_DIED: "boot: the guest panicked, crashed, or never became ready",
 }
@@ -24,7 +24,9 @@ EXIT_CODES = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("topic", nargs="?", metavar="VERB|exit-codes")
+    parser.add_argument(
+        "topic", nargs="?", metavar="VERB|exit-codes", help="what to explain (default: all verbs)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,12 +9,15 @@ from minivmm.guest.kernels import Kernel, fetch, fetched
 
 DEFAULT_VERSION = "6.12"
 """Debian kernel series fetched if none is named."""
+FETCH = "download a stock Debian kernel and its modules"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     actions = parser.add_subparsers(dest="action", metavar="fetch|list", required=True)
-    fetching = actions.add_parser("fetch", help="get a stock Debian kernel and its modules")
+    fetching = actions.add_parser(
+        "fetch", help=FETCH, description=f"{FETCH[0].upper()}{FETCH[1:]}."
+    )
     fetching.add_argument(
         "version",
         nargs="?",

@@ -18,6 +18,7 @@ from minivmm.board import plan_board
 from minivmm.cli.boot import BootOptions
 from minivmm.cli.console_input import in_foreground
 from minivmm.cli.ending import recorded
+from minivmm.cli.signals import HeldSignals
 from minivmm.cli.text import parse_duration, say
 from minivmm.errors import Timeout
 from minivmm.guest.kernels import find, newest
@@ -43,7 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = "minivmm lab [-k KERNEL] [-m SIZE] [-p N] [--timeout T] [-v] [-- CMD...]"
     parser.add_argument("-k", "--kernel", help="kernel of the lab itself (default: 6.12)")
     parser.add_argument("-m", "--memory", metavar="SIZE", help="its memory (default: 3G)")
-    parser.add_argument("-p", "--cpus", metavar="N", type=int, default=2, help="its CPUs")
+    parser.add_argument(
+        "-p", "--cpus", metavar="N", type=int, default=2, help="its CPUs, at most (default: 2)"
+    )
     parser.add_argument("--timeout", metavar="T", help="end after T (30s, 2m) with status 124")
     parser.add_argument("-v", "--verbose", action="store_true", help="show its console")
 
@@ -89,25 +92,32 @@ def _boot(spec: MachineSpec, options: BootOptions) -> int:
     else:
         find(spec.kernel)
     plan_board(spec, MOST_PHYSICAL_BITS)
-    directory = runtime.claim(spec.name or runtime.free_name())
-    try:
-        spec = dataclasses.replace(spec, name=directory.name)
-        directory.spec_file.write_text(json.dumps(spec_to_json(spec)) + "\n")
-        # -P: this minivmm, not one that the working directory may hold.
-        words = [sys.executable, "-P", "-m", "minivmm.cli", "boot", "--accel=kvm"]
-        words += boot_arguments(spec, options)
-        with (
-            _time_limit(options.timeout),
-            Lab(lab_kernel(say), memory=_memory(spec), cpus=_cpus(spec)) as lab,
-        ):
-            inside = f"{RUNTIME_DIR}/{directory.name}"
-            lab.forward(directory.exec_socket, f"{inside}/exec.sock", patience=PATIENCE)
-            lab.forward(directory.qmp_socket, f"{inside}/qmp.sock", patience=PATIENCE)
-            if options.qmp is not None:
-                lab.forward(options.qmp, f"{inside}/qmp.sock", patience=PATIENCE)
-            return _run(lab, words, interactive=not options.command)
-    finally:
-        directory.remove()
+    with HeldSignals() as signals:
+        directory = runtime.claim(spec.name or runtime.free_name())
+        try:
+            with signals.allowed():
+                return _boot_as(directory, spec, options)
+        finally:
+            directory.remove()
+
+
+def _boot_as(directory: runtime.MachineDir, spec: MachineSpec, options: BootOptions) -> int:
+    """Boot under the name and sockets of `directory`."""
+    spec = dataclasses.replace(spec, name=directory.name)
+    directory.spec_file.write_text(json.dumps(spec_to_json(spec)) + "\n")
+    # -P: this minivmm, not one that the working directory may hold.
+    words = [sys.executable, "-P", "-m", "minivmm.cli", "boot", "--accel=kvm"]
+    words += boot_arguments(spec, options)
+    with (
+        _time_limit(options.timeout),
+        Lab(lab_kernel(say), memory=_memory(spec), cpus=_cpus(spec)) as lab,
+    ):
+        inside = f"{RUNTIME_DIR}/{directory.name}"
+        lab.forward(directory.exec_socket, f"{inside}/exec.sock", patience=PATIENCE)
+        lab.forward(directory.qmp_socket, f"{inside}/qmp.sock", patience=PATIENCE)
+        if options.qmp is not None:
+            lab.forward(options.qmp, f"{inside}/qmp.sock", patience=PATIENCE)
+        return _run(lab, words, interactive=not options.command)
 
 
 def _run(lab: Lab, words: Sequence[str], *, interactive: bool) -> int:

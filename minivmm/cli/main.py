@@ -49,8 +49,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's) and return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     _open_standard_streams()
-    signal.signal(signal.SIGTERM, _on_signal)
-    signal.signal(signal.SIGHUP, _on_signal)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, _on_signal)
     verb = verb_of(words)
     debug = "--debug" in own_words(words)
     try:
@@ -81,7 +81,8 @@ def parser_for(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = Parser(
         prog="minivmm",
         description="Boot Linux kernels under KVM, and grow and shrink their memory.",
-        epilog="`minivmm VERB --help` shows the options of a verb.",
+        epilog="`minivmm VERB --help` shows the options of a verb, `minivmm help exit-codes` what"
+        " exit statuses mean.",
     )
     parser.add_argument("--version", action="version", version=f"minivmm {__version__}")
     _add_debug(parser, default=False)

@@ -23,6 +23,7 @@ from minivmm.cli.boot import BootOptions
 from minivmm.cli.console_input import ConsoleInput, in_foreground
 from minivmm.cli.ending import recorded
 from minivmm.cli.output import Output
+from minivmm.cli.signals import ENDING, HeldSignals, ignore_in_this_thread
 from minivmm.cli.terminal import HELP, RawTerminal
 from minivmm.cli.text import SCHEMA, say
 from minivmm.control import exec_client
@@ -66,14 +67,17 @@ def boot_here(spec: MachineSpec, options: BootOptions) -> int:
 
 
 def _boot(spec: MachineSpec, options: BootOptions) -> int:
-    directory = runtime.claim(spec.name or runtime.free_name())
-    try:
-        spec = dataclasses.replace(spec, name=directory.name)
-        directory.spec_file.write_text(json.dumps(spec_to_json(spec)) + "\n")
-        image = resolve(spec, shell=not options.command)
-        return asyncio.run(_Run(spec, options, directory, image).run())
-    finally:
-        directory.remove()
+    with HeldSignals() as signals:
+        directory = runtime.claim(spec.name or runtime.free_name())
+        try:
+            with signals.allowed():
+                spec = dataclasses.replace(spec, name=directory.name)
+                directory.spec_file.write_text(json.dumps(spec_to_json(spec)) + "\n")
+                image = resolve(spec, shell=not options.command)
+            # asyncio cannot be interrupted while it makes its loop, or takes it down.
+            return asyncio.run(_Run(spec, options, directory, image).run(signals))
+        finally:
+            directory.remove()
 
 
 class _Run:
@@ -94,13 +98,18 @@ class _Run:
         self._signals = 0
         self._terminal = RawTerminal(STDIN)
 
-    async def run(self) -> int:
+    async def run(self, signals: HeldSignals) -> int:
         """Boot and wait for the end. Raises MinivmmError for every end but an orderly one."""
         running = asyncio.get_running_loop()
         self._loop = EventLoop(running)
         self._finished: asyncio.Future[int] = running.create_future()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in ENDING:
             running.add_signal_handler(number, self._on_signal, number)
+        with signals.allowed():
+            return await self._run()
+
+    async def _run(self) -> int:
+        """Everything from opening /dev/kvm to closing it."""
         self._console = self._open_console()
         system = open_system()
         try:
@@ -192,6 +201,7 @@ class _Run:
 
     def _run_command(self) -> None:
         """Run it like `minivmm exec` does, in a thread of its own; its end is ours."""
+        ignore_in_this_thread()
         end: int | MinivmmError
         patience = 0.0
         try:

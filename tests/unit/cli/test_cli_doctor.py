@@ -44,9 +44,11 @@ def test_missing_program_is_named_with_its_cure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(doctor, "probe", lambda: UNUSABLE)
-    monkeypatch.setattr(doctor.shutil, "which", lambda program: None)
+    monkeypatch.setattr("shutil.which", lambda program: None)
 
     status = main.run(["doctor"])
 
+    output = capsys.readouterr().out
     assert status == 1
-    assert "qemu-system-x86_64 is not installed; cure: apt-get install" in capsys.readouterr().out
+    assert "MISSING  qemu: qemu-system-x86_64 not found" in output
+    assert "`apt-get install qemu-system-x86`" in output

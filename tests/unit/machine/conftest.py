@@ -98,7 +98,8 @@ class Rig:
         **options: Any,
     ) -> None:
         devices = (VirtioMemSpec(size=GIB, requested_size=256 * MIB),)
-        self.spec = MachineSpec(**{"memory": 64 * MIB, "devices": devices} | options)
+        chosen: dict[str, Any] = {"memory": 64 * MIB, "devices": devices} | options
+        self.spec = MachineSpec(**chosen)
         self.thread = thread
         self.loop = thread.loop
         self.system = system or FakeSystem()

@@ -117,12 +117,12 @@ def test_a_file_that_is_no_kernel_is_named(loop_thread: Any) -> None:
 def test_memory_that_the_host_refuses_leaves_nothing(
     loop_thread: Any, regions: list[Region], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted = board.Region
-
     def refuse_the_last(size: int) -> Region:
         if size == 2 * GIB:
             raise HostError("cannot map 2G of guest memory")
-        return counted(size)
+        made = Region(size)
+        regions.append(made)
+        return made
 
     monkeypatch.setattr(board, "Region", refuse_the_last)
     system = FakeSystem()

@@ -12,6 +12,7 @@ from minivmm.spec.platform import FIRST_MSI_GSI
 from minivmm.spec.virtio_mem import MemRequest, MemResponse, RequestType
 from minivmm.spec.virtio_pci import CapabilityType
 from minivmm.testing.driver import MESSAGE_ADDRESS, VirtioPciDriver
+from minivmm.testing.fake_irq import FakeDefer, FakeDoorbells
 from minivmm.testing.ring import GuestAllocator
 from minivmm.units import MIB
 
@@ -26,7 +27,7 @@ class Guest:
         slot = next(f.slot for f in board.functions if f.device is self.device)
         allocator = GuestAllocator(board.memory, 40 * MIB, 44 * MIB)
         self.driver = VirtioPciDriver(
-            board.mmio, board.memory, allocator, slot, doorbells=None, defer=None
+            board.mmio, board.memory, allocator, slot, doorbells=FakeDoorbells(), defer=FakeDefer()
         )
         with rig.loop.lock:
             self.driver.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
@@ -115,7 +116,6 @@ def test_reset_while_paused_stays_paused(running: Any) -> None:
 
 
 def test_a_guest_that_asked_for_reset_as_it_was_paused_stays_paused(running: Any) -> None:
-    running.machine.board.serial._output = lambda data: running.machine.pause()
     vcpu = running.vcpus[0]
     with running.loop.lock:
         vcpu.script_out(RESET_PORT, bytes([RESET_VALUE]))
@@ -138,8 +138,6 @@ def test_quit_while_paused(running: Any) -> None:
 
 
 def test_inspect_of_a_paused_machine_is_plain_data(running: Any) -> None:
-    import json
-
     running.locked(running.machine.pause)
     found: list[dict[str, Any]] = []
 

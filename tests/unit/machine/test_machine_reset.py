@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from minivmm.errors import HostError
 from minivmm.spec.platform import KEYBOARD_PORT, RESET_PORT, RESET_VALUE, SERIAL_PORT
 from minivmm.spec.virtio_mem import ResponseType
+from minivmm.testing.fake_kvm import FakeVcpu
 from minivmm.testing.mem_driver import MemDriver
 from minivmm.units import MIB
 
@@ -129,6 +131,37 @@ def test_no_vcpu_runs_during_a_reset(rig4: Any, monkeypatch: pytest.MonkeyPatch)
     assert seen
     assert set().union(*seen) == set()
     assert len(rig4.output) == 21 * 4
+
+
+def test_a_reset_waits_for_the_slowest_vcpu(
+    rig4: Any, monkeypatch: pytest.MonkeyPatch, wait: Any
+) -> None:
+    seen = guard_reset(rig4, monkeypatch)
+    hurried = FakeVcpu.run
+
+    def slow() -> int:
+        rig4.inside.add(3)
+        reason = hurried(rig4.vcpus[3])
+        time.sleep(0.05)  # the way out of a guest can take long
+        rig4.inside.discard(3)
+        return reason
+
+    monkeypatch.setattr(rig4.vcpus[3], "run", slow)
+    rig4.start()
+    wait(lambda: len(rig4.inside) == 4)
+
+    rig4.locked(rig4.machine.request_reset)
+
+    rig4.wait_for_event("RESET")
+    assert set().union(*seen) == set()
+
+
+def test_a_reset_amid_string_output_counts(rig: Any) -> None:
+    rig.vcpus[0].script_out(RESET_PORT, RESET + b"\0")
+
+    rig.start()
+
+    assert rig.wait_for_event("RESET")["guest"] is True
 
 
 def test_two_requests_before_the_reset_are_one(rig4: Any, monkeypatch: pytest.MonkeyPatch) -> None:

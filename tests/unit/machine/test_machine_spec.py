@@ -21,7 +21,7 @@ from minivmm.machine_spec import (
 )
 from minivmm.units import GIB, MIB
 
-WORDS = st.text(st.characters(codec="ascii", exclude_categories=("C",)), min_size=1, max_size=20)
+WORDS = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=20)
 
 
 @st.composite
