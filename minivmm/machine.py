@@ -134,7 +134,7 @@ class Machine:
             self.loop.lock,
             self.stats,
             on_action=self._on_action,
-            on_failure=lambda why: self._end("internal-error", why),
+            on_failure=self._on_failure,
         )
 
     @property
@@ -222,6 +222,13 @@ class Machine:
             self._end("guest-panicked", f"guest panicked: {self._watch.panic}")
         else:
             self.request_reset(guest=True)
+
+    def _on_failure(self, why: str) -> None:
+        """The guest cannot go on; if it panicked before, that says more than how it then fell."""
+        if self._watch.panic is not None:
+            self._end("guest-panicked", f"guest panicked: {self._watch.panic}")
+        else:
+            self._end("internal-error", why)
 
     def _on_panic(self) -> None:
         """A panic began on the console; its report goes on until the guest resets (panic=-1)."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from minivmm.bus import Action, Bus
-from minivmm.errors import MinivmmError
+from minivmm.errors import HostError, MinivmmError
 from minivmm.kvm.abi import EXIT_EFAULT, IO_OUT, Exit
 from minivmm.kvm.hypervisor import HypervisorVcpu
 from minivmm.stats import Stats
@@ -192,7 +192,10 @@ def _name(reason: int) -> str:
 
 def _explain(vcpu: HypervisorVcpu, reason: int) -> str:
     """One line on an exit after which the guest cannot go on."""
-    where = vcpu.describe()
+    try:
+        where = vcpu.describe()
+    except HostError as error:
+        where = f"cpu{vcpu.index}, {error}"
     if reason == Exit.SHUTDOWN:
         return f"the guest triple-faulted: {where}"
     if reason == Exit.INTERNAL_ERROR:

@@ -199,3 +199,28 @@ def test_the_power_button_is_an_interrupt_and_an_event(rig: Any) -> None:
     event = rig.vcpus[0].script_in(0x603)
     assert rig.vcpus[0].wait_idle()
     assert event.value == 1
+
+
+def test_a_triple_fault_after_a_panic_is_still_the_panic(rig: Any) -> None:
+    rig.vcpus[0].script_out(SERIAL_PORT, PANIC)
+    rig.vcpus[0].script_shutdown()
+
+    rig.start()
+
+    assert rig.outcome.state == "guest-panicked"
+    assert rig.outcome.reason == "guest panicked: no init"
+
+
+def test_unreadable_registers_do_not_hide_the_reason(
+    rig: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def describe() -> str:
+        raise HostError("cannot read registers")
+
+    monkeypatch.setattr(rig.vcpus[0], "describe", describe)
+    rig.vcpus[0].script_shutdown()
+
+    rig.start()
+
+    assert "triple-faulted" in rig.outcome.reason
+    assert "cannot read registers" in rig.outcome.reason
