@@ -6,6 +6,7 @@ whose I/O was served before, so registers may be replaced while it is parked (re
 
 from __future__ import annotations
 
+import logging
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from minivmm.errors import HostError, MinivmmError
 from minivmm.kvm.abi import EXIT_EFAULT, IO_OUT, Exit
 from minivmm.kvm.hypervisor import HypervisorVcpu
 from minivmm.stats import Stats
+
+_log = logging.getLogger(__name__)
 
 
 class ExitServer:
@@ -173,10 +176,10 @@ class VcpuGroup:
 
 
 def blame(error: Exception) -> str:
-    """One line on `error`, which ends the machine; the traceback of a bug goes to stderr."""
+    """One line on `error`, which ends the machine; the traceback of a bug goes to the log."""
     if isinstance(error, MinivmmError | OSError):
         return str(error)
-    traceback.print_exception(error)
+    _log.error("bug in minivmm", exc_info=error)
     place = traceback.extract_tb(error.__traceback__)[-1]
     said = " ".join(str(error).split())
     kind = type(error).__name__

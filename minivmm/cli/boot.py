@@ -41,6 +41,7 @@ class BootOptions:
     status: Path | None = None
     verbose: bool = False
     quiet: bool = False
+    debug: bool = False
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -157,6 +158,7 @@ def options_from(args: argparse.Namespace) -> BootOptions:
         status=None if args.status is None else Path(args.status).absolute(),
         verbose=args.verbose,
         quiet=args.quiet,
+        debug=args.debug,
     )
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,9 +18,9 @@ from minivmm.board import plan_board
 from minivmm.cli.boot import BootOptions
 from minivmm.cli.console_input import in_foreground
 from minivmm.cli.ending import recorded
-from minivmm.cli.signals import HeldSignals
+from minivmm.cli.signals import ENDING, HeldSignals
 from minivmm.cli.text import parse_duration, say
-from minivmm.errors import Timeout
+from minivmm.errors import Interrupted, Timeout
 from minivmm.guest.kernels import find, newest
 from minivmm.lab.lab import DEFAULT_MEMORY, RUNTIME_DIR, Lab, lab_kernel
 from minivmm.machine_spec import DEVICE_TYPES, MachineSpec, spec_to_json
@@ -80,7 +80,7 @@ def boot_arguments(spec: MachineSpec, options: BootOptions) -> list[str]:
     words += [f"--append={text}" for text in spec.append]
     for device in spec.devices:
         words.append(f"--device={_device_text(device)}")
-    for flag in ("stats", "json", "verbose", "quiet"):
+    for flag in ("stats", "json", "verbose", "quiet", "debug"):
         words += [f"--{flag}"] if getattr(options, flag) else []
     words += [f"--status={options.status}"] if options.status is not None else []
     return [*words, "--", *options.command] if options.command else words
@@ -117,16 +117,32 @@ def _boot_as(directory: runtime.MachineDir, spec: MachineSpec, options: BootOpti
         lab.forward(directory.qmp_socket, f"{inside}/qmp.sock", patience=PATIENCE)
         if options.qmp is not None:
             lab.forward(options.qmp, f"{inside}/qmp.sock", patience=PATIENCE)
-        return _run(lab, words, interactive=not options.command)
+        came: list[int] = []
+
+        def note(number: int) -> int:
+            """Ctrl-C would show a traceback where it meets a Python that is only starting."""
+            came.append(number)
+            return signal.SIGTERM if number in ENDING else number
+
+        status = _run(lab, words, interactive=not options.command, translate=note)
+        if came and status == 128 + signal.SIGTERM:  # it was not yet able to clean up, nor had to
+            raise Interrupted(f"ended by {signal.Signals(came[0]).name}")
+        return status
 
 
-def _run(lab: Lab, words: Sequence[str], *, interactive: bool) -> int:
+def _run(
+    lab: Lab,
+    words: Sequence[str],
+    *,
+    interactive: bool,
+    translate: Callable[[int], int] = lambda number: number,
+) -> int:
     """Run `words` in the lab on our streams; keys are for it only if `interactive`."""
     tty = interactive and in_foreground(STDIN)
     if tty or not os.isatty(STDIN):
-        return lab.run(words, tty=tty)
+        return lab.run(words, tty=tty, translate=translate)
     with Path(os.devnull).open("rb") as nothing:
-        return lab.run(words, stdin=nothing.fileno(), tty=False)
+        return lab.run(words, stdin=nothing.fileno(), tty=False, translate=translate)
 
 
 def _device_text(device: object) -> str:

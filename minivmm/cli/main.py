@@ -72,7 +72,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # not foreseen: a full disk, too little memory, a bug
         if debug:
             raise
-        _complain(f"internal error: {type(error).__name__}: {error} (--debug shows where)")
+        kind = "" if isinstance(error, OSError) else f"internal error: {type(error).__name__}: "
+        _complain(f"{kind}{error} (--debug shows where)")
         return ExitStatus.MINIVMM_FAILED if verb in BOOT_FAMILY else ExitStatus.FAILED
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import logging
 import os
 import signal
 import sys
@@ -62,7 +63,11 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 
 
 def boot_here(spec: MachineSpec, options: BootOptions) -> int:
-    """Boot `spec` on this host's /dev/kvm; returns the exit status. Raises MinivmmError."""
+    """Boot `spec` on this host's /dev/kvm; returns the exit status. Raises MinivmmError.
+
+    Tracebacks, ours and asyncio's, are for --debug: without it, one line says what went wrong.
+    """
+    logging.disable(logging.NOTSET if options.debug else logging.CRITICAL)
     return recorded(options.status, lambda: _boot(spec, options))
 
 

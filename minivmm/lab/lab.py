@@ -90,12 +90,14 @@ class Lab:
         stdout: int = 1,
         stderr: int = 2,
         tty: bool = True,
+        translate: Callable[[int], int] = lambda number: number,
     ) -> int:
         """Run a command; returns its exit status (128 + number for signals, 127 if not found).
 
         `env` and `cwd` are this process's by default; MINIVMM_LAB and MINIVMM_RUNTIME_DIR are set.
         The descriptors stay the caller's. With `tty`, those that are terminals are one inside too.
-        Called from the main thread, it forwards signals. Raises HostError if the lab is lost.
+        Called from the main thread, it forwards signals: those that `translate` makes of the ones
+        that come. Raises HostError if the lab is lost.
         """
         fds = (stdin, stdout, stderr)
         terminal = terminals(fds) if tty else []
@@ -113,7 +115,7 @@ class Lab:
             if terminal:
                 stack.enter_context(raw_mode(stdin))
             session = self._link.run(request, fds)
-            stack.enter_context(forwarded_signals(session, stdin if terminal else None))
+            stack.enter_context(forwarded_signals(session, stdin if terminal else None, translate))
             return session.wait()
 
     def forward(self, listen: Path, target: str, *, patience: float = 0.0) -> None:

@@ -8,7 +8,7 @@ import signal
 import termios
 import threading
 import tty
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from minivmm.lab.session import Session
@@ -54,14 +54,19 @@ def raw_mode(fd: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def forwarded_signals(session: Session, terminal: int | None) -> Iterator[None]:
-    """Signals, and size changes of `terminal`, go to the session (from the main thread only)."""
+def forwarded_signals(
+    session: Session, terminal: int | None, translate: Callable[[int], int]
+) -> Iterator[None]:
+    """Signals, and size changes of `terminal`, go to the session (from the main thread only).
+
+    `translate` gets the number of a signal that came, and returns the one to send.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def forward(number: int, _frame: FrameType | None) -> None:
-        session.send_signal(number)
+        session.send_signal(translate(number))
 
     def resize(_number: int, _frame: FrameType | None) -> None:
         if terminal is not None:

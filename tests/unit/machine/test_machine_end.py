@@ -84,7 +84,7 @@ def test_a_refusing_kvm_ends_the_machine(rig4: Any, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("where", ["device", "console"])
 def test_a_bug_in_device_code_ends_the_machine(
-    rig: Any, where: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    rig: Any, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> None:
         raise KeyError("first line\nsecond line")
@@ -99,7 +99,7 @@ def test_a_bug_in_device_code_ends_the_machine(
     assert "KeyError" in rig.outcome.reason
     assert "test_machine_end.py" in rig.outcome.reason
     assert "\n" not in rig.outcome.reason
-    assert "Traceback" in capfd.readouterr().err
+    assert "Traceback" in caplog.text
 
 
 def test_panic_and_reset_is_a_panicked_guest(rig: Any) -> None:
