@@ -78,6 +78,7 @@ class Session:
                 self._sources[0].stop()
                 for sink in self._sinks.values():
                     sink.finish()
+                self._check_end()  # readers that left earlier have nothing more to tell
             case Kind.FAILED:
                 self.fail(HostError(json_payload(frame)["error"]))
 

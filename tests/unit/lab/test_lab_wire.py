@@ -106,6 +106,10 @@ class Ends:
         os.close(self.stdout)
         self.stdout = -1
 
+    def close_stderr(self) -> None:
+        os.close(self.stderr)
+        self.stderr = -1
+
 
 @pytest.fixture
 def ends() -> Iterator[Ends]:
@@ -264,6 +268,17 @@ def test_writer_gets_sigpipe_when_our_reader_leaves(link: Link, ends: Ends) -> N
     ends.close_stdout()
 
     assert session.wait() == 128 + signal.SIGPIPE
+
+
+@pytest.mark.timeout(20)
+def test_status_comes_back_after_all_readers_left(link: Link, ends: Ends) -> None:
+    ends.close_stdout()
+    ends.close_stderr()
+
+    script = "trap '' PIPE; echo out; echo err >&2; sleep 0.3; exit 5"
+    session = ends.start(link, {**PLAIN, "run": ["sh", "-c", script]})
+
+    assert session.wait() == 5
 
 
 def test_stalled_reader_stalls_its_own_stream_only(link: Link, ends: Ends, tmp_path: Path) -> None:
