@@ -16,6 +16,7 @@ from minivmm.bus import Action, Bus
 from minivmm.errors import HostError, MinivmmError
 from minivmm.kvm.abi import EXIT_EFAULT, IO_OUT, Exit
 from minivmm.kvm.hypervisor import HypervisorVcpu
+from minivmm.kvm.vcpu import ignore_kicks_in_this_thread
 from minivmm.stats import Stats
 
 _log = logging.getLogger(__name__)
@@ -144,6 +145,12 @@ class VcpuGroup:
             return not self._quit
 
     def _main(self, vcpu: HypervisorVcpu) -> None:
+        try:
+            self._run(vcpu)
+        finally:
+            ignore_kicks_in_this_thread()
+
+    def _run(self, vcpu: HypervisorVcpu) -> None:
         if not self._may_run():
             return
         if vcpu.index == 0:

@@ -59,6 +59,15 @@ def install_kick_handler() -> None:
     signal.signal(KICK_SIGNAL, lambda _number, _frame: None)
 
 
+def ignore_kicks_in_this_thread() -> None:
+    """Last thing in a thread that ran a vCPU: kicks may still be on their way to it.
+
+    Python gives up its signal handlers when it ends, which may be before the kernel has ended a
+    thread that was joined; a late kick would then end the process with KICK_SIGNAL.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {KICK_SIGNAL})
+
+
 class Vcpu(ExitArea):
     """A vCPU and its descriptor; made by Vm.create_vcpu().
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from minivmm.errors import HostError
 from minivmm.kvm.abi import EXIT_EFAULT, Exit
+from minivmm.kvm.vcpu import KICK_SIGNAL
 from minivmm.spec.platform import (
     KEYBOARD_PORT,
     RESET_PORT,
@@ -224,3 +226,21 @@ def test_unreadable_registers_do_not_hide_the_reason(
 
     assert "triple-faulted" in rig.outcome.reason
     assert "cannot read registers" in rig.outcome.reason
+
+
+def test_a_kick_that_comes_after_the_end_does_no_harm(rig: Any) -> None:
+    """A thread that ended for Python may still exist for the kernel."""
+    masks: list[set[signal.Signals]] = []
+    group = rig.machine._group
+    run = group._main
+
+    def observed(vcpu: object) -> None:
+        run(vcpu)
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+    group._main = observed
+    rig.start()
+    rig.machine.close()
+
+    assert masks
+    assert all(KICK_SIGNAL in mask for mask in masks)
