@@ -67,8 +67,12 @@ def boot_here(spec: MachineSpec, options: BootOptions) -> int:
 
     Tracebacks, ours and asyncio's, are for --debug: without it, one line says what went wrong.
     """
+    before = logging.root.manager.disable
     logging.disable(logging.NOTSET if options.debug else logging.CRITICAL)
-    return recorded(options.status, lambda: _boot(spec, options))
+    try:
+        return recorded(options.status, lambda: _boot(spec, options))
+    finally:
+        logging.disable(before)
 
 
 def _boot(spec: MachineSpec, options: BootOptions) -> int:
