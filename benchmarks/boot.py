@@ -23,7 +23,7 @@ TIMEOUT = 180
 
 @dataclass(frozen=True)
 class Boot:
-    """One boot to init: seconds, and KVM's counters."""
+    """One boot to init: seconds from the start of the process, and KVM's counters."""
 
     seconds: float
     counters: dict[str, int]
@@ -32,7 +32,9 @@ class Boot:
 def boot(command: list[str]) -> Boot:
     """Start `command`, whose standard output is a serial console; stop it once init speaks."""
     began = time.monotonic()
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     assert process.stdout is not None
     seen = b""
     try:
