@@ -223,6 +223,7 @@ class _Run:
                 timeout=READY_TIMEOUT,
             )
         except WaitTimeout:
+            self._loop.call_soon(self._show_tail)
             end = GuestFailure(f"the guest was not ready for a command after {READY_TIMEOUT:g} s")
         except GuestFailure as error:
             end, patience = error, LAST_WORDS
