@@ -11,8 +11,11 @@ from minivmm.guest.files import read_image
 from minivmm.guest.kernels import find, newest
 from minivmm.machine_spec import MachineSpec
 
-DEFAULT_OPTIONS = ("console=ttyS0", "quiet", "panic=-1", "8250.nr_uarts=1")
-"""Quiet because every character on a serial port is an exit; panic=-1 so that a panic ends."""
+DEFAULT_OPTIONS = ("console=ttyS0", "quiet", "panic=-1", "8250.nr_uarts=1", "pci=noearly")
+"""Quiet because every character on a serial port is an exit; panic=-1 so that a panic ends.
+
+One UART, and no early look for PCI devices with quirks: there are none, and looking costs exits.
+"""
 
 
 @dataclass(frozen=True)
