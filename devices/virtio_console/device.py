@@ -20,8 +20,11 @@ from minivmm.spec.virtio_console import (
 from minivmm.virtio.device import DeviceTraits, VirtioDevice
 from minivmm.virtio.queue.queue import VirtQueue
 
-PORT_NAMES = ("minivmm.control", *(f"minivmm.stream.{number}" for number in range(1, 12)))
-"""Names of the ports, as the guest sees them in /sys/class/virtio-ports/*/name."""
+PORT_NAMES = ("minivmm.control", *(f"minivmm.stream.{number}" for number in range(1, 10)))
+"""Names of the ports, as the guest sees them in /sys/class/virtio-ports/*/name.
+
+Three commands with input at once, or four without; two queues a port cost a driver 42 exits.
+"""
 
 QUEUE_SIZE = 16
 """Descriptors of each queue. Linux fills receive queues with a page per descriptor: 64 KiB each."""

@@ -68,7 +68,7 @@ def test_identity_and_configuration(bench: Bench) -> None:
     b.driver.start()
 
     assert b.driver.read_pci(0, 4) == 0x1043_1AF4
-    assert b.driver.read_config(ConsoleConfig.SIZE) == ConsoleConfig(max_nr_ports=12).build()
+    assert b.driver.read_config(ConsoleConfig.SIZE) == ConsoleConfig(max_nr_ports=10).build()
 
 
 def test_without_multiport_features_ok_stays_clear(bench: Bench) -> None:
@@ -86,7 +86,7 @@ def test_ports_are_added_then_named_and_opened(bench: Bench) -> None:
     say(b.driver, 4, Event.PORT_READY)
     told = [(m.id, m.event, m.value, rest) for m, rest in hear(b.driver)]
 
-    assert added == [(number, Event.PORT_ADD) for number in range(12)]
+    assert added == [(number, Event.PORT_ADD) for number in range(10)]
     assert told == [
         (4, Event.PORT_NAME, 1, PORT_NAMES[4].encode()),
         (4, Event.PORT_OPEN, 1, b""),
