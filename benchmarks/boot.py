@@ -15,7 +15,7 @@ from pathlib import Path
 from minivmm.console_watch import INIT_BANNER
 from minivmm.guest.build import build_initramfs
 from minivmm.guest.kernels import find
-from minivmm.stats import KVM_COUNTERS, KVM_DEBUGFS
+from minivmm.stats import kvm_counters
 
 COMMAND_LINE = "console=ttyS0 quiet panic=-1"
 TIMEOUT = 180
@@ -45,16 +45,10 @@ def boot(command: list[str]) -> Boot:
                     f"{command[0]} did not reach init:\n{seen.decode('ascii', 'replace')}"
                 )
             seen = seen[-4096:] + data
-        return Boot(time.monotonic() - began, counters(process.pid))
+        return Boot(time.monotonic() - began, kvm_counters(process.pid))
     finally:
         process.terminate()
         process.wait()
-
-
-def counters(pid: int) -> dict[str, int]:
-    """KVM's counters of the VM of process `pid`."""
-    directory = next(KVM_DEBUGFS.glob(f"{pid}-*"))
-    return {name: int((directory / name).read_text()) for name in KVM_COUNTERS}
 
 
 def main() -> None:
@@ -70,7 +64,7 @@ def main() -> None:
     peer = boot(["qemu-system-x86_64", *words])
     print(f"boot of {kernel.release} with quiet, 512 MiB, 1 vCPU, to the first line of init")
     print(f"{'':<16} {'minivmm':>10} {'QEMU q35':>10} {'ours/peer':>10}")
-    rows = [(name, ours.counters[name], peer.counters[name]) for name in KVM_COUNTERS]
+    rows = [(name, ours.counters[name], peer.counters[name]) for name in ours.counters]
     for name, mine, other in [*rows, ("seconds", ours.seconds, peer.seconds)]:
         ratio = f"{mine / other:.2f}" if other else "-"
         shown = [

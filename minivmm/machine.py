@@ -219,16 +219,19 @@ class Machine:
         if action is Action.POWER_OFF:
             self._end("shutdown", "guest powered off")
         elif self._watch.panic is not None:
-            self._end("guest-panicked", f"guest panicked: {self._watch.panic}")
+            self._end_panicked(self._watch.panic)
         else:
             self.request_reset(guest=True)
 
     def _on_failure(self, why: str) -> None:
         """The guest cannot go on; if it panicked before, that says more than how it then fell."""
         if self._watch.panic is not None:
-            self._end("guest-panicked", f"guest panicked: {self._watch.panic}")
+            self._end_panicked(self._watch.panic)
         else:
             self._end("internal-error", why)
+
+    def _end_panicked(self, panic: str) -> None:
+        self._end("guest-panicked", f"guest panicked: {panic}")
 
     def _on_panic(self) -> None:
         """A panic began on the console; its report goes on until the guest resets (panic=-1)."""

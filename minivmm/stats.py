@@ -77,11 +77,14 @@ class Stats:
         return report
 
 
-def kvm_counters() -> dict[str, int]:
-    """KVM's counters of this process's VMs, summed; empty where debugfs cannot be read."""
+def kvm_counters(pid: int | None = None) -> dict[str, int]:
+    """KVM's counters of the VMs of process `pid` (default: this one), summed.
+
+    Empty where debugfs cannot be read.
+    """
     totals: Counter[str] = Counter()
     try:
-        for directory in KVM_DEBUGFS.glob(f"{os.getpid()}-*"):
+        for directory in KVM_DEBUGFS.glob(f"{pid or os.getpid()}-*"):
             for name in KVM_COUNTERS:
                 totals[f"kvm {name}"] += int((directory / name).read_text())
     except (OSError, ValueError):

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkProcess
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -203,9 +202,3 @@ class Guest:
                 assert self.process.is_alive(), self.output()
                 assert time.monotonic() < deadline, "no control socket"
                 time.sleep(0.1)
-
-
-def kvm_exits(pid: int | None) -> int:
-    """KVM's count of exits of the VMs of process `pid`."""
-    files = Path("/sys/kernel/debug/kvm").glob(f"{pid}-*/exits")
-    return sum(int(path.read_text()) for path in files)

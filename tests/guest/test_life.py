@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import Guest, kvm_exits, minivmm
+from harness import Guest, minivmm
 
 from minivmm import runtime
+from minivmm.stats import kvm_counters
 
 MIB = 1 << 20
 DEVICE = ("--device", "virtio-mem-pci,id=vmem0,size=2G,requested-size=256M")
@@ -61,9 +62,9 @@ def test_stop_and_cont_freeze_the_guest() -> None:
         guest.qmp.execute("stop")
         assert guest.qmp.execute("query-status")["status"] == "paused"
         time.sleep(0.5)
-        exits = kvm_exits(guest.process.pid)
+        exits = kvm_counters(guest.process.pid)["kvm exits"]
         time.sleep(1)
-        assert kvm_exits(guest.process.pid) == exits > 0
+        assert kvm_counters(guest.process.pid)["kvm exits"] == exits > 0
         guest.qmp.execute("cont")
 
         assert guest.qmp.execute("query-status")["running"] is True
