@@ -49,6 +49,9 @@ class Output:
     def close(self, timeout: float = 2.0) -> None:
         """Write what waits, for at most `timeout` seconds."""
         with self._changed:
+            if self._lost:
+                self._pending += LOST
+                self._lost = False
             self._closing = True
             self._changed.notify()
         self._thread.join(timeout)

@@ -7,7 +7,7 @@ import termios
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pexpect
 import pytest
@@ -114,25 +114,57 @@ def test_output_that_nobody_reads_is_dropped_and_said_so(monkeypatch: pytest.Mon
     monkeypatch.setattr(output, "BACKLOG", 1 << 18)
     reading, writing = os.pipe()
     written = Output(writing)
+    filling = b"f" * (1 << 18)
+    written.write(filling)
+    wait_until_taken(written)  # the pipe is too small for it: the writing thread is stuck
+
     for _ in range(100):
         written.write(b"x" * 8192)
+    arrived = read_beside(reading)
+    while written.waiting():
+        time.sleep(0.01)
+    written.write(b"end")
+    written.close()
+    os.close(writing)
+
+    kept = (1 << 18) // 8192
+    assert arrived() == filling + b"x" * 8192 * kept + output.LOST + b"end"
+
+
+def test_output_lost_at_the_very_end_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "BACKLOG", 10)
+    reading, writing = os.pipe()
+    written = Output(writing)
+
+    written.write(b"x" * 11)
+    written.close()
+    os.close(writing)
+
+    with open(reading, "rb") as file:  # noqa: PTH123 - a descriptor
+        assert file.read() == output.LOST
+
+
+def wait_until_taken(written: Output) -> None:
+    """Return once the writing thread has everything that was written in its hands."""
+    while written._pending:  # noqa: SLF001 - no public face tells taken from written
+        time.sleep(0.001)
+
+
+def read_beside(reading: int) -> Callable[[], bytes]:
+    """Read `reading` to its end in a thread; the result waits for it."""
     arrived = bytearray()
 
     def read() -> None:
         with open(reading, "rb") as file:  # noqa: PTH123 - a descriptor
             arrived.extend(file.read())
 
+    def result() -> bytes:
+        reader.join()
+        return bytes(arrived)
+
     reader = threading.Thread(target=read)
     reader.start()
-    while written.waiting():
-        time.sleep(0.01)
-    written.write(b"end")
-    written.close()
-    os.close(writing)
-    reader.join()
-
-    assert len(arrived) < 100 * 8192
-    assert arrived.endswith(output.LOST + b"end")
+    return result
 
 
 def test_a_reader_that_left_ends_the_output() -> None:
