@@ -146,7 +146,7 @@ def test_output_lost_at_the_very_end_is_said_so(monkeypatch: pytest.MonkeyPatch)
 
 def wait_until_taken(written: Output) -> None:
     """Return once the writing thread has everything that was written in its hands."""
-    while written._pending:  # noqa: SLF001 - no public face tells taken from written
+    while written._pending:  # no public face tells taken from written
         time.sleep(0.001)
 
 
@@ -155,7 +155,7 @@ def read_beside(reading: int) -> Callable[[], bytes]:
     arrived = bytearray()
 
     def read() -> None:
-        with open(reading, "rb") as file:  # noqa: PTH123 - a descriptor
+        with open(reading, "rb") as file:
             arrived.extend(file.read())
 
     def result() -> bytes:
