@@ -129,7 +129,7 @@ class Board:
         self.serial.reset()
         self.power.reset()
         for slot in self.memory.slots:
-            if slot.guard is None:
+            if slot.occupancy is None:
                 slot.region.discard(0, slot.region.size)
 
     def inspect(self) -> dict[str, object]:

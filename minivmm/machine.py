@@ -58,6 +58,15 @@ class MemslotListener:
         self._vm.set_memory_region(self._next, slot.gpa, slot.region.size, slot.region.hva)
         self._next += 1
 
+    def on_plug(self, slot: Slot, offset: int, length: int) -> None:
+        """Nothing to do: the memslot is there."""
+
+    def on_unplug(self, slot: Slot, offset: int, length: int) -> None:
+        """Nothing to do: the memslot stays."""
+
+    def on_readable(self, slot: Slot) -> None:
+        """Nothing to do: all of it is."""
+
 
 class Machine:
     """One virtual machine. Build it, start it, and be told by `on_end` when it is over.

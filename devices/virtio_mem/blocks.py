@@ -50,12 +50,16 @@ class Blocks:
         self._states = bytearray(self.count)
         self.plugged_size = 0
 
-    def plugged_ranges(self) -> Iterator[tuple[int, int]]:
-        """(first, count) of every longest run of plugged blocks, ascending. Walks the region."""
-        first = self._states.find(_PLUGGED)
-        while first >= 0:
-            end = self._states.find(_UNPLUGGED, first)
-            if end < 0:
-                end = self.count
-            yield first, end - first
-            first = self._states.find(_PLUGGED, end)
+    def plugged_ranges(self, first: int = 0, count: int | None = None) -> Iterator[tuple[int, int]]:
+        """(first, count) of every longest run of plugged blocks among `count` from `first`.
+
+        Ascending. All blocks by default, which walks the region.
+        """
+        end = self.count if count is None else first + count
+        at = self._states.find(_PLUGGED, first, end)
+        while at >= 0:
+            stop = self._states.find(_UNPLUGGED, at, end)
+            if stop < 0:
+                stop = end
+            yield at, stop - at
+            at = self._states.find(_PLUGGED, stop, end)

@@ -11,7 +11,7 @@ a system reset (MEM-D-13, MEM-D-14, MEM-D-22).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from minivmm.devices.virtio_mem import answers, messages
@@ -124,12 +124,31 @@ class VirtioMem(VirtioDevice):
             "answers": answered,
         }
 
+    # -- Occupancy: what guest memory asks -------------------------------------------------------
+
+    def covers(self, offset: int, length: int) -> bool:
+        """Are [offset, offset + length) bytes of the region plugged, all of them? (MEM-D-17)"""
+        first = offset // self.block_size
+        count = (offset + length - 1) // self.block_size - first + 1
+        return count < 1 or self.blocks.state(first, count) is BlockState.PLUGGED
+
+    def plugged_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """(offset, length) in bytes of plugged runs; `offset` and `length` are in whole blocks."""
+        size = self.block_size
+        for first, count in self.blocks.plugged_ranges(offset // size, length // size):
+            yield first * size, count * size
+
+    @property
+    def readable(self) -> int:
+        """Bytes that a driver may read unplugged, as it did not promise otherwise (MEM-D-20)."""
+        return self.usable_region_size
+
     # -- transport side --------------------------------------------------------------------------
 
     def attach(self, memory: GuestMemory, signals: Signals) -> None:
         """Put the region into guest memory; only plugged blocks of it count as RAM for us."""
         super().attach(memory, signals)
-        memory.add(self.window.base, self.region, name=self.identifier, guard=self._is_plugged)
+        memory.add(self.window.base, self.region, name=self.identifier, occupancy=self)
 
     def offered_features(self) -> int:
         """ACPI_PXM (the SRAT always tells our node) and, unless off, UNPLUGGED_INACCESSIBLE.
@@ -251,12 +270,6 @@ class VirtioMem(VirtioDevice):
             return 0
         unit = max(LINUX_BLOCK_MAXIMUM, self.block_size)
         return min(self.region_size, align_up(self.requested_size, unit) + unit)
-
-    def _is_plugged(self, offset: int, length: int) -> bool:
-        """Are [offset, offset + length) bytes of the region plugged, all of them? (MEM-D-17)"""
-        first = offset // self.block_size
-        count = (offset + length - 1) // self.block_size - first + 1
-        return count < 1 or self.blocks.state(first, count) is BlockState.PLUGGED
 
     def _record(self, request: MemRequest, answer: ResponseType, why: str = "") -> None:
         """Count and trace an answer."""

@@ -1,13 +1,15 @@
 """Guest physical address -> bytes: the only bounds check between the guest and host memory.
 
-Unplugged virtio-mem blocks are not RAM here: a `guard` says which part of a region may be touched,
-so that no ring, buffer or loader can re-populate what was given back (reference H, trap 10).
+A region may be sparse (virtio-mem): only what its Occupancy calls plugged is RAM, so that no ring,
+buffer or loader can re-populate what was given back (reference H, trap 10). Whoever shows guest
+memory to somebody else, to KVM as memslots or to an IOMMU as DMA mappings, is a LayoutListener.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,18 +17,29 @@ from minivmm.errors import GuestAddressError
 from minivmm.memory.region import Region
 from minivmm.spec.record import R, Record
 
-Guard = Callable[[int, int], bool]
-"""guard(offset, length): may these bytes of the region be accessed?"""
+
+class Occupancy(Protocol):
+    """Which bytes of a sparse region are plugged. Offsets and lengths are bytes in the region."""
+
+    def covers(self, offset: int, length: int) -> bool:
+        """Are [offset, offset + length) plugged, all of them?"""
+
+    def plugged_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """(offset, length) of every longest plugged run inside [offset, offset + length)."""
+
+    @property
+    def readable(self) -> int:
+        """Bytes at the start of the region that CPUs may read, plugged or not (MEM-D-20)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A region at guest physical address `gpa`; `guard` is None for ordinary RAM."""
+    """A region at guest physical address `gpa`; `occupancy` is None for ordinary RAM."""
 
     gpa: int
     region: Region
     name: str
-    guard: Guard | None = None
+    occupancy: Occupancy | None = None
 
     @property
     def end(self) -> int:
@@ -35,10 +48,23 @@ class Slot:
 
 
 class LayoutListener(Protocol):
-    """Told of every region, present and future (the machine turns them into memslots)."""
+    """Told of every region and of every change of what is plugged; the lock is held.
+
+    Ordinary RAM: on_map is all. Sparse regions: nothing of them is plugged at on_map; what is
+    plugged by the time of a subscription is told by on_plug right after it.
+    """
 
     def on_map(self, slot: Slot) -> None:
         """`slot` is now part of the address space."""
+
+    def on_plug(self, slot: Slot, offset: int, length: int) -> None:
+        """The guest is about to be given these bytes; raising OSError or HostError refuses."""
+
+    def on_unplug(self, slot: Slot, offset: int, length: int) -> None:
+        """These bytes, all told of by on_plug, are about to be discarded. Must not raise."""
+
+    def on_readable(self, slot: Slot) -> None:
+        """`slot.occupancy.readable` changed. Must not raise."""
 
 
 class GuestMemory:
@@ -49,9 +75,11 @@ class GuestMemory:
         self._slots: list[Slot] = []
         self._listeners: list[LayoutListener] = []
 
-    def add(self, gpa: int, region: Region, *, name: str, guard: Guard | None = None) -> None:
+    def add(
+        self, gpa: int, region: Region, *, name: str, occupancy: Occupancy | None = None
+    ) -> Slot:
         """Put `region` at `gpa` (bytes, page aligned). Raises ValueError if it overlaps another."""
-        slot = Slot(gpa, region, name, guard)
+        slot = Slot(gpa, region, name, occupancy)
         for other in self._slots:
             if other.gpa < slot.end and gpa < other.end:
                 raise ValueError(f"guest memory {name} at {gpa:#x} overlaps {other.name}")
@@ -60,12 +88,41 @@ class GuestMemory:
         self._slots.insert(at, slot)
         for listener in self._listeners:
             listener.on_map(slot)
+        return slot
 
     def subscribe(self, listener: LayoutListener) -> None:
-        """Tell `listener` of all regions so far and of every later one."""
-        self._listeners.append(listener)
+        """Tell `listener` of all regions and plugged ranges so far, and of every later change.
+
+        Raises what the listener raises (OSError, HostError) if it cannot take what is there.
+        """
         for slot in self._slots:
             listener.on_map(slot)
+            if slot.occupancy is not None:
+                for offset, length in slot.occupancy.plugged_ranges(0, slot.region.size):
+                    listener.on_plug(slot, offset, length)
+                listener.on_readable(slot)
+        self._listeners.append(listener)
+
+    def plug(self, slot: Slot, offset: int, length: int) -> None:
+        """Show bytes of a sparse region to every listener, or to none.
+
+        Raises OSError or HostError of the first listener that refuses; the others are told back.
+        """
+        with ExitStack() as undo:
+            for listener in self._listeners:
+                listener.on_plug(slot, offset, length)
+                undo.callback(listener.on_unplug, slot, offset, length)
+            undo.pop_all()
+
+    def unplug(self, slot: Slot, offset: int, length: int) -> None:
+        """Take bytes of a sparse region away from every listener, the last one first."""
+        for listener in reversed(self._listeners):
+            listener.on_unplug(slot, offset, length)
+
+    def readable_changed(self, slot: Slot) -> None:
+        """Tell every listener that `slot.occupancy.readable` changed."""
+        for listener in self._listeners:
+            listener.on_readable(slot)
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -81,7 +138,7 @@ class GuestMemory:
         if slot is None or length < 0 or gpa + length > slot.end:
             raise GuestAddressError(gpa, length, "not in guest RAM")
         offset = gpa - slot.gpa
-        if slot.guard and not slot.guard(offset, length):
+        if slot.occupancy and not slot.occupancy.covers(offset, length):
             raise GuestAddressError(gpa, length, f"unplugged memory of {slot.name}")
         return slot.region.view(offset, length)
 

@@ -1,4 +1,4 @@
-"""The guest physical address space: bounds, region boundaries, guards."""
+"""The guest physical address space: bounds, region boundaries, sparse regions, listeners."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from minivmm.errors import GuestAddressError
 from minivmm.memory.guest import GuestMemory, Slot
 from minivmm.memory.region import Region
 from minivmm.spec.record import Record, record, u16, u64
+from minivmm.testing.sparse import FakeOccupancy
 from minivmm.units import GIB, MIB
 
 LOW, NEXT, HIGH = 0, 2 * MIB, 4 * GIB
@@ -126,43 +127,109 @@ def test_slots_are_listed_by_address(memory: GuestMemory) -> None:
 
 
 class Recorder:
-    """A listener."""
+    """A listener; refuses to plug while `full`."""
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
+    def __init__(self, name: str, heard: list[tuple[str, str, int, int]]) -> None:
+        self.name = name
+        self.full = False
+        self.heard = heard
 
     def on_map(self, slot: Slot) -> None:
-        """Remember the name."""
-        self.names.append(slot.name)
+        self.heard.append((self.name, f"map {slot.name}", 0, slot.region.size))
+
+    def on_plug(self, slot: Slot, offset: int, length: int) -> None:
+        if self.full:
+            raise OSError("no room")
+        self.heard.append((self.name, "plug", offset, length))
+
+    def on_unplug(self, slot: Slot, offset: int, length: int) -> None:
+        self.heard.append((self.name, "unplug", offset, length))
+
+    def on_readable(self, slot: Slot) -> None:
+        assert slot.occupancy
+        self.heard.append((self.name, "readable", 0, slot.occupancy.readable))
 
 
 def test_listener_hears_of_present_and_future_regions() -> None:
-    memory, listener = GuestMemory(), Recorder()
+    memory, heard = GuestMemory(), list[tuple[str, str, int, int]]()
     memory.add(0, Region(4096), name="early")
 
-    memory.subscribe(listener)
+    memory.subscribe(Recorder("one", heard))
     memory.add(MIB, Region(4096), name="late")
 
-    assert listener.names == ["early", "late"]
+    assert heard == [("one", "map early", 0, 4096), ("one", "map late", 0, 4096)]
     memory.close()
 
 
-def test_guard_sees_offsets_and_decides() -> None:
-    asked: list[tuple[int, int]] = []
+def test_a_late_listener_is_told_what_is_plugged() -> None:
+    memory, heard = GuestMemory(), list[tuple[str, str, int, int]]()
+    occupancy = FakeOccupancy((0, 4096), (8192, 4096))
+    occupancy.readable = 8192
+    memory.add(0, Region(MIB), name="vmem0", occupancy=occupancy)
 
-    def second_half_only(offset: int, length: int) -> bool:
-        asked.append((offset, length))
-        return offset >= MIB
+    memory.subscribe(Recorder("one", heard))
 
+    assert heard == [
+        ("one", "map vmem0", 0, MIB),
+        ("one", "plug", 0, 4096),
+        ("one", "plug", 8192, 4096),
+        ("one", "readable", 0, 8192),
+    ]
+    memory.close()
+
+
+def test_listeners_that_said_yes_are_told_back_when_a_later_one_refuses() -> None:
+    memory, heard = GuestMemory(), list[tuple[str, str, int, int]]()
+    slot = memory.add(0, Region(MIB), name="vmem0", occupancy=FakeOccupancy())
+    first, second, third = (Recorder(name, heard) for name in ("one", "two", "three"))
+    for listener in (first, second, third):
+        memory.subscribe(listener)
+    heard.clear()
+    third.full = True
+
+    with pytest.raises(OSError, match="no room"):
+        memory.plug(slot, 4096, 8192)
+
+    assert heard == [
+        ("one", "plug", 4096, 8192),
+        ("two", "plug", 4096, 8192),
+        ("two", "unplug", 4096, 8192),
+        ("one", "unplug", 4096, 8192),
+    ]
+    memory.close()
+
+
+def test_unplugging_is_told_in_reverse() -> None:
+    memory, heard = GuestMemory(), list[tuple[str, str, int, int]]()
+    slot = memory.add(0, Region(MIB), name="vmem0", occupancy=FakeOccupancy())
+    for name in ("one", "two"):
+        memory.subscribe(Recorder(name, heard))
+    heard.clear()
+
+    memory.plug(slot, 0, 4096)
+    memory.unplug(slot, 0, 4096)
+    memory.readable_changed(slot)
+
+    assert [event[:2] for event in heard] == [
+        ("one", "plug"),
+        ("two", "plug"),
+        ("two", "unplug"),
+        ("one", "unplug"),
+        ("one", "readable"),
+        ("two", "readable"),
+    ]
+    memory.close()
+
+
+def test_only_plugged_bytes_of_a_sparse_region_are_ram() -> None:
     memory = GuestMemory()
-    memory.add(HIGH, Region(2 * MIB), name="vmem0", guard=second_half_only)
+    memory.add(HIGH, Region(2 * MIB), name="vmem0", occupancy=FakeOccupancy((MIB, MIB)))
 
     memory.write(HIGH + MIB, b"x")
+
     for access in (memory.view, memory.read, memory.check):
         with pytest.raises(GuestAddressError, match="unplugged memory of vmem0"):
             access(HIGH + MIB - 1, 2)
-
-    assert asked[0] == (MIB, 1)
     memory.close()
 
 

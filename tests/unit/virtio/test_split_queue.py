@@ -9,6 +9,7 @@ from minivmm.memory.guest import GuestMemory
 from minivmm.memory.region import Region
 from minivmm.spec.virtio import DescriptorFlags, Feature
 from minivmm.testing.ring import GuestAllocator, SplitDriver
+from minivmm.testing.sparse import FakeOccupancy
 from minivmm.units import GIB, MIB
 from minivmm.virtio.queue.queue import QueueLayout
 from minivmm.virtio.queue.split import MAX_INDIRECT_ENTRIES, SplitQueue, need_event
@@ -425,18 +426,21 @@ def test_impossible_layouts_are_refused(memory: GuestMemory, layout: QueueLayout
 
 
 class Pluggable:
-    """1 MiB at 1 GiB whose guard can be switched off: a virtio-mem block."""
+    """1 MiB at 1 GiB that can be unplugged: a virtio-mem block."""
 
     def __init__(self, memory: GuestMemory) -> None:
-        self.plugged = True
-        memory.add(GIB, Region(MIB), name="vmem", guard=lambda offset, length: self.plugged)
+        self.occupancy = FakeOccupancy((0, MIB))
+        memory.add(GIB, Region(MIB), name="vmem", occupancy=self.occupancy)
+
+    def unplug(self) -> None:
+        self.occupancy.plugged.clear()
 
 
 def test_ring_whose_memory_was_unplugged(memory: GuestMemory) -> None:
     block = Pluggable(memory)
     pair = Pair(memory, GuestAllocator(memory, GIB, GIB + MIB))
     pair.driver.add([b"a"], [1])
-    block.plugged = False
+    block.unplug()
     with pytest.raises(DeviceBroken, match="unplugged"):
         pair.queue.pop()
 
@@ -447,7 +451,7 @@ def test_used_ring_unplugged_while_a_chain_is_in_flight(memory: GuestMemory) -> 
     pair.driver.add([b"a"], [1])
     chain = pair.queue.pop()
     assert chain is not None
-    block.plugged = False
+    block.unplug()
     for use in (chain.read, lambda: chain.write(b"x"), lambda: pair.queue.complete(chain, 1)):
         with pytest.raises(DeviceBroken, match="unplugged"):
             use()
