@@ -17,6 +17,7 @@ from minivmm.devices.serial import Serial
 from minivmm.devices.virtio_console.device import VirtioConsole
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
+from minivmm.errors import HostError
 from minivmm.guest_image import GuestImage
 from minivmm.irq import InterruptController
 from minivmm.machine_spec import MachineSpec
@@ -58,6 +59,7 @@ class Board:
     ) -> None:
         self.address_map = address_map
         self._cpus = spec.cpus
+        self.numa = spec.topology()
         self._specs = spec.devices
         self.memory = GuestMemory()
         self.mmio = Bus("mmio")
@@ -109,7 +111,7 @@ class Board:
             for identifier, window in self.address_map.regions.items()
         )
         write_reset_vector(self.memory)
-        tables = Platform(address_map=self.address_map, cpus=self._cpus, hotplug=hotplug)
+        tables = Platform(self.address_map, self._cpus, hotplug, self.numa)
         return load_kernel(
             self.memory,
             self.address_map,
@@ -148,7 +150,12 @@ class Board:
         self.memory.close()
 
     def _memory_device(self, spec: VirtioMemSpec) -> VirtioMem:
-        return VirtioMem(spec, self.address_map.regions[spec.id], Region(spec.size))
+        try:
+            spec.host_memory.check_host(spec.size)
+            region = Region(spec.size, spec.host_memory)
+        except HostError as error:
+            raise HostError(f"{spec.id}: {error}") from error
+        return VirtioMem(spec, self.address_map.regions[spec.id], region)
 
     def _node(self, identifier: str) -> int:
         return next(spec.node for spec in self._specs if spec.id == identifier)

@@ -1,36 +1,31 @@
-"""VirtioMem: serves the request queue, owns the sizes and the region's host memory.
-
-What may be done is decided in answers.py; which blocks are plugged is kept in blocks.py.
+"""VirtioMem: what the driver sees of the device, and what the host wants of it.
 
     host sets requested_size -> config interrupt -> guest plugs or unplugs blocks -> plugged_size
 
-Block states and contents survive a device reset (driver reload, kexec, kdump, suspend) and end with
-a system reset (MEM-D-13, MEM-D-14, MEM-D-22).
+Requests are served by service.py, sizes and blocks are kept in state.py. Block states and contents
+survive a device reset (driver reload, kexec, kdump, suspend) and end with a system reset (MEM-D-13,
+MEM-D-14, MEM-D-22).
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 
-from minivmm.devices.virtio_mem import answers, messages
+from minivmm.devices.virtio_mem.activity import Activity
 from minivmm.devices.virtio_mem.blocks import Blocks
+from minivmm.devices.virtio_mem.errands import Errands
+from minivmm.devices.virtio_mem.host_side import HostSide
+from minivmm.devices.virtio_mem.ledger import Ledger
+from minivmm.devices.virtio_mem.service import Service
+from minivmm.devices.virtio_mem.shortage import Shortage
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
+from minivmm.devices.virtio_mem.state import RegionState
 from minivmm.errors import UsageError
 from minivmm.memory.guest import GuestMemory
-from minivmm.memory.layout import LINUX_BLOCK_MAXIMUM, Window
-from minivmm.memory.region import HUGE_ALIGNMENT, Region
-from minivmm.spec.virtio_mem import (
-    DEVICE_ID,
-    BlockState,
-    Feature,
-    MemConfig,
-    MemRequest,
-    RequestType,
-    ResponseType,
-)
-from minivmm.units import align_up
+from minivmm.memory.layout import Window
+from minivmm.memory.region import Region
+from minivmm.spec.virtio_mem import DEVICE_ID, Feature, MemConfig, MemRequest, RequestType
 from minivmm.virtio.device import DeviceTraits, Signals, VirtioDevice
 from minivmm.virtio.queue.queue import VirtQueue
 
@@ -51,18 +46,14 @@ class VirtioMem(VirtioDevice):
         self.window = window
         """Guest physical addresses of the region."""
         self.region = region
-        self.blocks = Blocks(spec.block_size, spec.size)
-        self.requested_size = spec.requested_size
-        """Bytes that the host wants the guest to have plugged."""
-        self.usable_region_size = self._wanted_usable()
-        """Bytes at the start of the region in which the guest may plug blocks."""
+        self.state = RegionState(spec, window)
         self.on_size_change: Callable[[int], None] = lambda _size: None
         """Called with the new plugged_size whenever it changed."""
-        self.answered: Counter[tuple[str, str]] = Counter()
-        """How often a request of some kind got some answer: ("PLUG", "ACK") -> 3."""
-        if spec.block_size < HUGE_ALIGNMENT:
-            # A huge page would populate the unplugged neighbours of a plugged block.
-            region.forbid_huge_pages()
+        self.activity = Activity()
+        self.ledger = Ledger(self.activity)
+        self.shortage = Shortage(region.room_for, self.kick)
+        self._told_size = 0
+        self._guarded_for: int | None = None
 
     @property
     def block_size(self) -> int:
@@ -75,11 +66,36 @@ class VirtioMem(VirtioDevice):
         return self.spec.size
 
     @property
+    def usable_region_size(self) -> int:
+        """Bytes at the start of the region in which the guest may plug blocks."""
+        return self.state.usable_region_size
+
+    @property
+    def requested_size(self) -> int:
+        """Bytes that the host wants the guest to have plugged."""
+        return self.state.requested_size
+
+    @property
+    def blocks(self) -> Blocks:
+        """Which blocks are plugged."""
+        return self.state.blocks
+
+    @property
     def plugged_size(self) -> int:
         """Bytes that the guest has plugged."""
         return self.blocks.plugged_size
 
+    @property
+    def at_work(self) -> bool:
+        """Does the host work on a request, so that the driver has to wait?"""
+        return self._service.at_work
+
     # -- host side -------------------------------------------------------------------------------
+
+    def use(self, errands: Errands) -> None:
+        """Have long work done by `errands` from now on, instead of at once."""
+        self._service.errands = errands
+        self.shortage.later = errands.later
 
     def set_requested_size(self, size: int) -> None:
         """Publish a new target in bytes. Raises UsageError, worded as QEMU words it.
@@ -95,23 +111,30 @@ class VirtioMem(VirtioDevice):
             raise UsageError(
                 f"'requested-size' cannot exceed the memory backend size({self.region_size:#x})"
             )
-        self.requested_size = size
-        self.usable_region_size = max(self.usable_region_size, self._wanted_usable())
-        self.signals.trace("resize", requested=size, usable=self.usable_region_size)
+        state = self.state
+        state.requested_size = size
+        state.usable_region_size = max(state.usable_region_size, state.wanted_usable())
+        self._guard_unplugged()
+        self.activity.target_changed(size)
+        self.shortage.over()
+        self.signals.trace("resize", requested=size, usable=state.usable_region_size)
+        self.kick()
+
+    def kick(self) -> None:
+        """Send a configuration interrupt: it ends a driver's wait for a retry (reference D.6)."""
+        self.activity.config_sent()
         self.signals.config()
 
     def resident(self) -> int:
-        """Bytes of host memory that the region occupies (Region.resident; walks the region)."""
-        return self.region.resident()
+        """Bytes of host memory that the region occupies."""
+        return self.region.usage().resident
 
     def inspect(self) -> dict[str, object]:
         """Sizes in bytes, plugged address ranges (the first few), and answers by request type."""
-        answered: dict[str, dict[str, int]] = {}
-        for (asked, answer), times in sorted(self.answered.items()):
-            answered.setdefault(asked, {})[answer] = times
+        spec = self.spec
         return super().inspect() | {
             "memaddr": f"{self.window.base:#x}",
-            "node": self.spec.node,
+            "node": spec.node,
             "block-size": self.block_size,
             "region-size": self.region_size,
             "usable-region-size": self.usable_region_size,
@@ -121,40 +144,38 @@ class VirtioMem(VirtioDevice):
                 str(Window(self.window.base + first * self.block_size, count * self.block_size))
                 for first, count in islice(self.blocks.plugged_ranges(), _INSPECT_RANGES)
             ],
-            "answers": answered,
+            "answers": self.ledger.counts(),
+            "backing": spec.backing,
+            "prealloc": spec.populates,
+            "protect": spec.protect,
+            "short-of": self.shortage.short_of,
         }
-
-    # -- Occupancy: what guest memory asks -------------------------------------------------------
-
-    def covers(self, offset: int, length: int) -> bool:
-        """Are [offset, offset + length) bytes of the region plugged, all of them? (MEM-D-17)"""
-        first = offset // self.block_size
-        count = (offset + length - 1) // self.block_size - first + 1
-        return count < 1 or self.blocks.state(first, count) is BlockState.PLUGGED
-
-    def plugged_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """(offset, length) in bytes of plugged runs; `offset` and `length` are in whole blocks."""
-        size = self.block_size
-        for first, count in self.blocks.plugged_ranges(offset // size, length // size):
-            yield first * size, count * size
-
-    @property
-    def readable(self) -> int:
-        """Bytes that a driver may read unplugged, as it did not promise otherwise (MEM-D-20)."""
-        return self.usable_region_size
 
     # -- transport side --------------------------------------------------------------------------
 
     def attach(self, memory: GuestMemory, signals: Signals) -> None:
         """Put the region into guest memory; only plugged blocks of it count as RAM for us."""
         super().attach(memory, signals)
-        memory.add(self.window.base, self.region, name=self.identifier, occupancy=self)
+        spec = self.spec
+        self.slot = memory.add(
+            self.window.base, self.region, name=self.identifier, occupancy=self.state
+        )
+        self._host = HostSide(
+            memory, self.slot, populate=spec.populates, guarded=spec.protect != "off"
+        )
+        self._service = Service(
+            self.state,
+            self._host,
+            signals,
+            ledger=self.ledger,
+            shortage=self.shortage,
+            on_change=self._on_change,
+        )
+        self._guard_unplugged()
 
     def offered_features(self) -> int:
         """ACPI_PXM (the SRAT always tells our node) and, unless off, UNPLUGGED_INACCESSIBLE.
 
-        Private anonymous memory is safe to read when unplugged (MEM-D-20), so the latter is only
-        insisted upon if the user says on; "auto" offers it so that drivers which can, keep away.
         PERSISTENT_SUSPEND is not offered: this machine has no suspend to RAM (MEM-D-15).
         """
         if self.spec.unplugged_inaccessible == "off":
@@ -162,11 +183,14 @@ class VirtioMem(VirtioDevice):
         return Feature.ACPI_PXM | Feature.UNPLUGGED_INACCESSIBLE
 
     def accept_features(self, features: int) -> bool:
-        """False for drivers without UNPLUGGED_INACCESSIBLE if the user insists (MEM-D-12)."""
-        insist = self.spec.unplugged_inaccessible == "on"
-        if insist and not features & Feature.UNPLUGGED_INACCESSIBLE:
+        """False for drivers without UNPLUGGED_INACCESSIBLE if it has to be (MEM-D-12, A.8-15)."""
+        promised = bool(features & Feature.UNPLUGGED_INACCESSIBLE)
+        if self.spec.insists and not promised:
+            self.activity.features_refused(Feature.UNPLUGGED_INACCESSIBLE)
             self.signals.trace("refused", why="driver lacks UNPLUGGED_INACCESSIBLE")
             return False
+        self.state.unpromised = not promised
+        self._guard_unplugged()
         return super().accept_features(features)
 
     def config_space(self) -> bytes:
@@ -182,104 +206,47 @@ class VirtioMem(VirtioDevice):
         ).build()
 
     def handle_queue(self, index: int, queue: VirtQueue) -> None:
-        """Answer every waiting request, each with an interrupt decision of its own.
+        """Serve the requests that wait. Raises DeviceBroken for malformed ones."""
+        self._service.serve(queue)
 
-        Raises DeviceBroken for buffers too short for a request or its answer.
-        """
-        for chain in queue.chains():
-            response = self._answer(messages.read_request(chain))
-            chain.write(response)
-            queue.complete(chain, len(response))
-            if queue.publish():
-                self.signals.queue(index)
+    def reset(self) -> None:
+        """The driver is gone; what it asked for last is finished first (MEM-D-13, GEN-D-5)."""
+        self._service.finish()
+        self.activity.driver_gone()
 
     def system_reset(self) -> None:
         """Unplug everything and shrink the usable region; the target stays (MEM-D-8, MEM-D-22).
 
         If the host refuses, blocks stay plugged and the next driver has to unplug them.
         """
-        try:
-            self._unplug_all(discard=self.region_size)
-        except OSError as error:
+        self.state.unpromised = False
+        error = self._service.unplug_everything()
+        if error:
             self.signals.trace("system-reset", why=str(error))
+        self._guard_unplugged()
+        self._tell_size()
 
-    # -- requests --------------------------------------------------------------------------------
+    # -- inside ----------------------------------------------------------------------------------
 
-    def _answer(self, request: MemRequest) -> bytes:
-        """Do what `request` asks, if the table allows; the response's bytes."""
-        now = answers.Situation(
-            self.blocks, self.window.base, self.usable_region_size, self.requested_size
-        )
-        refusal = answers.refusal(request, now)
-        if refusal:
-            self._record(request, refusal.answer, refusal.why)
-            return messages.response(refusal.answer)
-        try:
-            state = self._perform(request, now)
-        except OSError as error:
-            self._record(request, ResponseType.BUSY, str(error))
-            return messages.response(ResponseType.BUSY)
-        self._record(request, ResponseType.ACK)
-        return messages.response(ResponseType.ACK, state)
+    def _on_change(self, request: MemRequest) -> None:
+        if request.type == RequestType.UNPLUG_ALL:
+            self._guard_unplugged()
+        self._tell_size()
 
-    def _perform(self, request: MemRequest, now: answers.Situation) -> BlockState | None:
-        """Do an allowed request, wholly or (OSError from the host) not at all; STATE's answer."""
-        match request.type:
-            case RequestType.STATE:
-                return now.state(request)
-            case RequestType.UNPLUG_ALL:
-                self._unplug_all(discard=self.usable_region_size if self.plugged_size else 0)
-            case RequestType.PLUG:
-                # Nothing to do on the host: pages come with the first access, and are zeroes.
-                self.blocks.plug(now.first_block(request), request.nb_blocks)
-                self._plugged_size_changed()
-            case RequestType.UNPLUG:
-                offset = request.addr - self.window.base
-                self.region.discard(offset, request.nb_blocks * self.block_size)
-                self.blocks.unplug(now.first_block(request), request.nb_blocks)
-                self._plugged_size_changed()
-        return None
-
-    def _unplug_all(self, *, discard: int) -> None:
-        """Give back the first `discard` bytes, unplug all blocks, shrink the usable region.
-
-        All plugged blocks lie in the usable region, so a guest's request need not walk more than
-        that. The configuration changes without a notification, as MEM-D-9 and MEM-D-41 want it.
-        Raises OSError, with no state changed.
-        """
-        had = self.plugged_size
-        if discard:
-            self.region.discard(0, discard)
-        self.blocks.unplug_all()
-        self.usable_region_size = self._wanted_usable()
+    def _tell_size(self) -> None:
+        """A torn read must show, but plugging needs no interrupt (MEM-D-9, MEM-D-10)."""
         self.signals.config(notify=False)
-        if had:
-            self.on_size_change(0)
+        if self._told_size != self.plugged_size:
+            self._told_size = self.plugged_size
+            self.on_size_change(self.plugged_size)
 
-    def _plugged_size_changed(self) -> None:
-        self.signals.config(notify=False)  # MEM-D-10: no interrupt, but a torn read must show
-        self.on_size_change(self.plugged_size)
-
-    def _wanted_usable(self) -> int:
-        """The usable size that fits requested_size, multiple of the block size (reference D.3).
-
-        The headroom holds one block of the largest size in which Linux on x86-64 adds memory,
-        because it uses only whole ones; with less, it might silently plug nothing.
-        """
-        if self.requested_size == 0:
-            return 0
-        unit = max(LINUX_BLOCK_MAXIMUM, self.block_size)
-        return min(self.region_size, align_up(self.requested_size, unit) + unit)
-
-    def _record(self, request: MemRequest, answer: ResponseType, why: str = "") -> None:
-        """Count and trace an answer."""
-        known = request.type in answers.TABLE
-        asked = RequestType(request.type).name if known else "UNKNOWN"
-        self.answered[asked, answer.name] += 1
-        fields: dict[str, object] = {"type": asked if known else request.type}
-        if known and request.type != RequestType.UNPLUG_ALL:
-            fields |= {"addr": f"{request.addr:#x}", "blocks": request.nb_blocks}
-        fields |= {"answer": answer.name, "plugged": self.plugged_size}
-        if why:
-            fields["why"] = why
-        self.signals.trace("request", **fields)
+    def _guard_unplugged(self) -> None:
+        """Follow a change of what may be read; what the host refuses to guard stays as it was."""
+        readable = self.state.readable
+        if readable == self._guarded_for:
+            return
+        self._guarded_for = readable
+        try:
+            self._host.guard(readable, self.state.unplugged_ranges())
+        except OSError as error:
+            self.signals.trace("unguarded", why=str(error))

@@ -7,35 +7,53 @@ from typing import Any
 
 import cffi
 
-PROT_READ_WRITE = 0x1 | 0x2
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+"""Host base page size in bytes."""
+
+PROT_NONE = 0x0
+PROT_READ = 0x1
+PROT_WRITE = 0x2
 MAP_SHARED = 0x01
 MAP_PRIVATE = 0x02
 MAP_FIXED = 0x10
 MAP_ANONYMOUS = 0x20
 MAP_NORESERVE = 0x4000
 MADV_DONTNEED = 4
+MADV_DONTFORK = 10
 MADV_HUGEPAGE = 14
 MADV_NOHUGEPAGE = 15
-MADV_DONTDUMP = 16
 MADV_POPULATE_WRITE = 23  # since Linux 5.14
+FALLOC_FL_KEEP_SIZE = 0x1
+FALLOC_FL_PUNCH_HOLE = 0x2
+
+PAGE_IS_PRESENT = 0x8
+PAGE_IS_SWAPPED = 0x10
+_PAGEMAP_SCAN = 0xC060_6610  # _IOWR('f', 16, struct pm_scan_arg), <linux/fs.h>
 
 ffi = cffi.FFI()
 ffi.cdef(
     """
     void *mmap(void *addr, size_t length, int prot, int flags, int fd, int64_t offset);
     int munmap(void *addr, size_t length);
+    int mprotect(void *addr, size_t length, int prot);
     int madvise(void *addr, size_t length, int advice);
-    int mincore(void *addr, size_t length, unsigned char *vec);
+    int fallocate(int fd, int mode, int64_t offset, int64_t length);
+    int ioctl(int fd, unsigned long request, void *argument);
+
+    struct page_region { uint64_t start, end, categories; };
+    struct pm_scan_arg {
+        uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+        uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+    };
     """
 )
 _libc: Any = ffi.dlopen(None)
 
 
-def mmap(length: int, flags: int, fd: int = -1) -> int:
-    """Map `length` bytes readable and writable; returns the hva. Raises OSError."""
-    address = int(
-        ffi.cast("uintptr_t", _libc.mmap(ffi.NULL, length, PROT_READ_WRITE, flags, fd, 0))
-    )
+def mmap(length: int, prot: int, flags: int, *, fd: int = -1, hva: int = 0) -> int:
+    """Map `length` bytes of `fd` from its start, or of nothing; returns the hva. Raises OSError."""
+    where = ffi.cast("void *", hva)
+    address = int(ffi.cast("uintptr_t", _libc.mmap(where, length, prot, flags, fd, 0)))
     if address == (1 << 64) - 1:
         raise _error("mmap")
     return address
@@ -47,18 +65,45 @@ def munmap(hva: int, length: int) -> None:
         raise _error("munmap")
 
 
+def mprotect(hva: int, length: int, prot: int) -> None:
+    """mprotect(2) on [hva, hva + length) (bytes). Raises OSError."""
+    if _libc.mprotect(ffi.cast("void *", hva), length, prot):
+        raise _error("mprotect")
+
+
 def madvise(hva: int, length: int, advice: int) -> None:
     """madvise(2) on [hva, hva + length) (bytes). Raises OSError."""
     if _libc.madvise(ffi.cast("void *", hva), length, advice):
         raise _error("madvise")
 
 
-def mincore(hva: int, length: int) -> bytes:
-    """One byte a page of [hva, hva + length): bit 0 set if it is resident. Raises OSError."""
-    vector = ffi.new("unsigned char[]", -(-length // os.sysconf("SC_PAGE_SIZE")))
-    if _libc.mincore(ffi.cast("void *", hva), length, vector):
-        raise _error("mincore")
-    return bytes(ffi.buffer(vector))
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Free [offset, offset + length) (bytes) of a file, which keeps its size. Raises OSError."""
+    if _libc.fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length):
+        raise _error("fallocate")
+
+
+def scan_pages(
+    pagemap: int, start: int, end: int, *, any_of: int, room: int
+) -> tuple[list[tuple[int, int]], int]:
+    """Runs of pages of [start, end) (hva) that have one of the categories PAGE_IS_*, and where the
+    scan stopped: at `end`, or earlier after `room` runs.
+
+    `pagemap` is a descriptor of /proc/self/pagemap. The ioctl came with Linux 6.7; OSError (ENOTTY)
+    before that. Holes cost next to nothing.
+    """
+    runs: Any = ffi.new("struct page_region[]", room)
+    argument: Any = ffi.new("struct pm_scan_arg *")
+    argument.size = ffi.sizeof("struct pm_scan_arg")
+    argument.start, argument.end = start, end
+    argument.vec, argument.vec_len = int(ffi.cast("uintptr_t", runs)), room
+    argument.category_anyof_mask = any_of
+    # All runs come out in one category, or neighbours that differ would not be joined.
+    argument.return_mask = 0
+    found = _libc.ioctl(pagemap, _PAGEMAP_SCAN, argument)
+    if found < 0:
+        raise _error("ioctl PAGEMAP_SCAN")
+    return [(runs[i].start, runs[i].end) for i in range(found)], int(argument.walk_end)
 
 
 def buffer(hva: int, length: int) -> memoryview:

@@ -1,51 +1,77 @@
-"""One host mapping that backs guest memory: map, view, discard, residency.
+"""One host mapping that backs guest memory: map, view, populate, discard, protect, count.
 
-A region knows host addresses and bytes. Where the guest sees it is guest.py's business.
+A region knows host addresses and bytes. Where the guest sees it is guest.py's business, and what
+kind of memory it is backing.py's.
 """
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
+from enum import IntFlag
 
 from minivmm.errors import HostError
-from minivmm.memory import libc
+from minivmm.memory import hugepages, libc, room, usage
+from minivmm.memory.backing import Backing
+from minivmm.memory.files import MemoryFile
+from minivmm.memory.libc import PAGE_SIZE as PAGE_SIZE
+from minivmm.memory.usage import Usage
 from minivmm.units import MIB, align_down, align_up, format_size
-
-PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
-"""Host base page size in bytes."""
 
 HUGE_ALIGNMENT = 2 * MIB
 """KVM maps huge pages only if gpa and hva agree in their low 21 bits (reference F.3)."""
 
-_MINCORE_CHUNK = 1 << 30
+_POPULATE_CHUNK = 64 * MIB
+"""Bytes populated at once: 20 ms in which nobody else can change the process's mappings."""
+
+_ADVICE = {"on": libc.MADV_HUGEPAGE, "off": libc.MADV_NOHUGEPAGE}
+
+
+class Access(IntFlag):
+    """What CPUs and this process may do with pages; values are mprotect(2)'s."""
+
+    NONE = libc.PROT_NONE
+    READ = libc.PROT_READ
+    ALL = libc.PROT_READ | libc.PROT_WRITE
 
 
 class Region:
-    """`size` bytes of private anonymous memory, aligned to 2 MiB, nothing populated.
+    """`size` bytes of memory of the given kind, nothing populated; `hva` is where it starts.
 
-    Private anonymous memory is what lets unplugged blocks be read harmlessly (they map the shared
-    zero page; MEM-D-20) and be given back with madvise(MADV_DONTNEED) alone (reference E.6).
-    Raises HostError when the host cannot map it.
+    `size` is rounded up to whole pages of the backing. The start is aligned to 2 MiB, or to the
+    backing's page if that is larger. Raises HostError when the host cannot make or map it.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = align_up(size, PAGE_SIZE)
-        flags = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_NORESERVE
+    def __init__(self, size: int, backing: Backing = Backing()) -> None:  # noqa: B008 (frozen)
+        self.backing = backing
+        self.size = align_up(size, backing.page_size)
+        self._file: MemoryFile | None = None
+        flags = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS
+        if backing.kind != "anon":
+            self._file = MemoryFile(self.size, page_size=backing.page_size, path=backing.path)
+            flags = libc.MAP_SHARED
         try:
-            start = libc.mmap(self.size + HUGE_ALIGNMENT, flags)
+            self.hva = self._map(flags | libc.MAP_NORESERVE)
         except OSError as error:
+            if self._file:
+                self._file.close()
             raise HostError(
                 f"cannot map {format_size(size)} of guest memory ({error}): use a smaller -m or"
                 " size=, or set vm.overcommit_memory=1"
             ) from error
-        self.hva = align_up(start, HUGE_ALIGNMENT)
-        end = self.hva + self.size
-        if self.hva > start:
-            libc.munmap(start, self.hva - start)
-        libc.munmap(end, start + self.size + HUGE_ALIGNMENT - end)
-        self._advise(libc.MADV_HUGEPAGE)
+        # A child, before it executes a program, would keep what we discard.
+        self._advise(libc.MADV_DONTFORK)
+        if backing.kind != "hugetlb" and backing.thp in _ADVICE:
+            self._advise(_ADVICE[backing.thp])
         self._view = libc.buffer(self.hva, self.size)
+
+    @property
+    def reads_allocate(self) -> bool:
+        """Does reading what is empty take host memory?
+
+        Private anonymous memory shows the shared zero page, all the others allocate (reference
+        F.3), so their unplugged blocks must not be read (MEM-D-20).
+        """
+        return self._file is not None
 
     def forbid_huge_pages(self) -> None:
         """Populate base pages only, for those who discard less than a huge page at a time."""
@@ -55,34 +81,95 @@ class Region:
         """Writable view of `length` bytes at `offset`. The caller has checked the bounds."""
         return self._view[offset : offset + length]
 
+    def populate(self, offset: int, length: int) -> None:
+        """Take host memory for all of [offset, offset + length) (bytes, page multiples).
+
+        Content stays. Raises OSError when the host has none left, having taken a part: EFAULT for
+        hugetlb pages and full file systems, ENOMEM (reference F.12). EINVAL for kernels before
+        5.14, and unless access is ALL.
+        """
+        chunk = max(_POPULATE_CHUNK, self.backing.page_size)
+        end = offset + length
+        for at in range(offset, end, chunk):
+            libc.madvise(self.hva + at, min(chunk, end - at), libc.MADV_POPULATE_WRITE)
+
     def discard(self, offset: int, length: int) -> None:
-        """Give [offset, offset + length) (bytes, page multiples) back to the host.
+        """Give [offset, offset + length) (bytes, page multiples) back to the host (reference E.6).
 
         It reads as zeroes afterwards. Raises OSError if the host refuses; then nothing is promised
         about the content, as for any unplugged memory.
         """
-        libc.madvise(self.hva + offset, length, libc.MADV_DONTNEED)
+        if self._file is not None:
+            self._file.punch(offset, length)
+        if self.backing.kind != "hugetlb":
+            # Of shared memory this leaves page tables at most, which newer kernels free here.
+            libc.madvise(self.hva + offset, length, libc.MADV_DONTNEED)
+
+    def protect(self, offset: int, length: int, access: Access) -> None:
+        """Allow `access` to [offset, offset + length) (bytes, page multiples); content stays.
+
+        KVM notices at once. Raises OSError: ENOMEM if the mapping would fall into more pieces than
+        vm.max_map_count allows; then some of the range may have changed.
+        """
+        libc.mprotect(self.hva + offset, length, access)
+
+    def room_for(self, length: int) -> bool:
+        """Could the host populate `length` more bytes now? An estimate: others take memory too."""
+        if self.backing.kind == "hugetlb":
+            return hugepages.pool(self.backing.page_size).available >= length
+        limit = self._file.room() if self._file else None
+        return room.available() >= length and (limit is None or limit >= length)
+
+    def usage(self) -> Usage:
+        """Host memory that the region holds; costs nothing for what is empty (usage.mapped)."""
+        if self._file is None:
+            return usage.mapped(self.hva, self.size)
+        held = self._file.allocated()
+        if self.backing.kind == "hugetlb":
+            return Usage(held, held)
+        return Usage(held, usage.mapped(self.hva, self.size).huge)
+
+    def resident_in(self, offset: int, length: int) -> int:
+        """Bytes of host memory in [offset, offset + length) exactly, for an audit; walks it.
+
+        Counts pages that the range touches, in memory or swapped out; zero pages do not count.
+        """
+        start, end = align_down(offset, PAGE_SIZE), align_up(offset + length, PAGE_SIZE)
+        if self._file is None or self.backing.kind == "hugetlb":
+            # Of hugetlb files it is not known where data is. All of it is mapped here.
+            return usage.mapped_pages(self.hva + start, end - start)
+        return self._file.allocated_in(start, end - start)
 
     def resident(self, offset: int = 0, length: int | None = None) -> int:
-        """Bytes of [offset, offset + length) that occupy host memory, as mincore(2) sees it.
-
-        Untouched memory that was only read counts as well (the shared zero page is mapped there,
-        2 MiB at a time), swapped memory does not. Walks the range: 0.4 s for an empty TiB.
-        """
-        start = align_down(offset, PAGE_SIZE)
-        end = self.size if length is None else align_up(offset + length, PAGE_SIZE)
-        pages = 0
-        for at in range(start, end, _MINCORE_CHUNK):
-            vector = libc.mincore(self.hva + at, min(_MINCORE_CHUNK, end - at))
-            pages += len(vector) - vector.count(0)
-        return pages * PAGE_SIZE
+        """Bytes of host memory in [offset, offset + length): resident_in."""
+        return self.resident_in(offset, self.size - offset if length is None else length)
 
     def close(self) -> None:
         """Unmap; every view of it is dead afterwards. Harmless when repeated."""
         if self.size:
             self._view.release()
             libc.munmap(self.hva, self.size)
+            if self._file is not None:
+                self._file.close()
             self.size = 0
+
+    def _map(self, flags: int) -> int:
+        """Map `size` bytes in the middle of a larger reservation, so that they are aligned."""
+        alignment = max(HUGE_ALIGNMENT, self.backing.page_size)
+        reserve = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_NORESERVE
+        start = libc.mmap(self.size + alignment, libc.PROT_NONE, reserve)
+        hva = align_up(start, alignment)
+        end = start + self.size + alignment
+        fd = self._file.fd if self._file else -1
+        try:
+            libc.mmap(self.size, Access.ALL, flags | libc.MAP_FIXED, fd=fd, hva=hva)
+        except OSError:
+            libc.munmap(start, end - start)
+            raise
+        if hva > start:
+            libc.munmap(start, hva - start)
+        libc.munmap(hva + self.size, end - hva - self.size)
+        return hva
 
     def _advise(self, advice: int) -> None:
         """Best effort: a host kernel built without transparent huge pages knows no such advice."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
+from minivmm.boot.numa import Node, Topology
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.memory.guest import GuestMemory
@@ -50,6 +51,7 @@ class FakeMachine:
         self.name = name
         self.state = "running"
         self.boot_memory = 512 * MIB
+        self.numa = Topology((Node((0,), 512 * MIB),))
         self.lock = threading.RLock()
         self.agent = FakeAgent()
         self.calls: list[str] = []
@@ -61,7 +63,7 @@ class FakeMachine:
         self.memory_devices: dict[str, VirtioMem] = {}
         for index, spec in enumerate(devices):
             window = Window(FIRST_REGION + index * REGION_STRIDE, spec.size)
-            device = VirtioMem(spec, window, Region(spec.size))
+            device = VirtioMem(spec, window, Region(spec.size, spec.host_memory))
             device.attach(memory, NoSignals())
             self.memory_devices[spec.id] = device
 

@@ -38,8 +38,7 @@ class DeviceAgainstModel(RuleBasedStateMachine):
         spec = VirtioMemSpec(size=COUNT * BLOCK, requested_size=2 * BLOCK, block_size=BLOCK)
         self.memory = GuestMemory()
         self.signals = FakeSignals()
-        self.device = VirtioMem(spec, Window(BASE, spec.size), Region(spec.size))
-        self.device.region.forbid_huge_pages()
+        self.device = VirtioMem(spec, Window(BASE, spec.size), Region(spec.size, spec.host_memory))
         self.device.attach(self.memory, self.signals)
         self.device.on_size_change = self.on_size_change
         self.driver = MemDriver(self.device)
@@ -188,7 +187,7 @@ class DeviceAgainstModel(RuleBasedStateMachine):
     @invariant()
     def unplugged_blocks_occupy_no_host_memory(self) -> None:
         for number in set(range(COUNT)) - self.plugged.keys():
-            assert self.device.region.resident(number * BLOCK, PAGE) == 0
+            assert self.device.region.resident_in(number * BLOCK, PAGE) == 0
 
 
 DeviceAgainstModel.TestCase.settings = settings(max_examples=60, stateful_step_count=40)

@@ -37,7 +37,7 @@ def make(memory: GuestMemory, signals: FakeSignals) -> Make:
     def make(**fields: object) -> VirtioMem:
         values = {"size": GIB, "requested_size": 64 * MIB} | fields
         spec = VirtioMemSpec(**values)  # type: ignore[arg-type]
-        device = VirtioMem(spec, Window(4 * GIB, spec.size), Region(spec.size))
+        device = VirtioMem(spec, Window(4 * GIB, spec.size), Region(spec.size, spec.host_memory))
         device.attach(memory, signals)
         return device
 

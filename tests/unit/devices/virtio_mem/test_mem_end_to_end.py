@@ -37,7 +37,7 @@ def make(unplugged_inaccessible: str = "auto") -> VirtioMem:
     spec = VirtioMemSpec(
         size=GIB, requested_size=64 * MIB, unplugged_inaccessible=unplugged_inaccessible
     )
-    return VirtioMem(spec, Window(4 * GIB, spec.size), Region(spec.size))
+    return VirtioMem(spec, Window(4 * GIB, spec.size), Region(spec.size, spec.host_memory))
 
 
 @pytest.fixture
@@ -290,7 +290,7 @@ def test_unplugging_the_block_that_holds_the_answer(
     assert device.plugged_size == BLOCK
     with pytest.raises(GuestAddressError):
         bench.memory.read(addr, 1)
-    assert device.region.resident(BLOCK, BLOCK) == 0
+    assert device.region.resident_in(BLOCK, BLOCK) == 0
 
 
 def test_unplugging_the_block_that_holds_the_ring(

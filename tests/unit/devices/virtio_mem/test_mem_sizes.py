@@ -282,6 +282,10 @@ def test_inspect_shows_sizes_ranges_and_answers(device: VirtioMem, driver: MemDr
         "plugged-size": 3 * BLOCK,
         "plugged": ["0x100000000-0x1003fffff", "0x100800000-0x1009fffff"],
         "answers": {"PLUG": {"ACK": 2, "NACK": 1}, "UNKNOWN": {"ERROR": 1}},
+        "backing": "anon",
+        "prealloc": False,
+        "protect": "off",
+        "short-of": 0,
     }
 
 

@@ -1,0 +1,121 @@
+"""What plugging and unplugging mean for host memory and for those who share guest memory.
+
+    plug:    allow access -> populate (if asked) -> show to listeners (memslots, DMA mappings)
+    unplug:  hide from listeners -> forbid access -> discard
+
+Each is a Work: `prepare` and `finish` are quick and need the lock, `aside` may take long and needs
+none. Whatever fails, `undo` brings back what was there before; block states are not its business.
+Memory is hidden before it is discarded, so that nobody populates it again (reference H-10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from minivmm.devices.virtio_mem.state import Range
+from minivmm.memory.guest import GuestMemory, Slot
+from minivmm.memory.region import Access, Region
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Work:
+    """Steps, in order; any may raise OSError or HostError, after which `undo` is called."""
+
+    length: int
+    """Bytes that `aside` deals with; 0 if it does nothing."""
+    leaving: tuple[Range, ...] = ()
+    """What must not be touched any more, from `prepare` on."""
+    prepare: Callable[[], None] = _nothing
+    aside: Callable[[], None] = _nothing
+    finish: Callable[[], None] = _nothing
+    undo: Callable[[], None] = _nothing
+
+
+class HostSide:
+    """The host side of `slot`'s region: `populate` on plug, and keep unplugged memory guarded."""
+
+    def __init__(self, memory: GuestMemory, slot: Slot, *, populate: bool, guarded: bool) -> None:
+        self._memory = memory
+        self._slot = slot
+        self._populate = populate
+        self._guarded = guarded
+        self._readable = 0
+
+    @property
+    def _region(self) -> Region:
+        return self._slot.region
+
+    def plug(self, offset: int, length: int) -> Work:
+        """Give [offset, offset + length) to the guest."""
+
+        def finish() -> None:
+            self._memory.plug(self._slot, offset, length)
+
+        def undo() -> None:
+            with suppress(OSError):  # unguarded for once; the next unplug of it tries again
+                self._forbid(offset, length)
+            if self._populate:
+                self._region.discard(offset, length)
+
+        return Work(
+            length if self._populate else 0,
+            prepare=lambda: self._allow(offset, length),
+            aside=lambda: self._region.populate(offset, length) if self._populate else None,
+            finish=finish,
+            undo=undo,
+        )
+
+    def unplug(self, shown: Sequence[Range], whole: Range) -> Work:
+        """Take `shown` (what is plugged) from the guest, and discard `whole`, which contains it."""
+        hidden: list[Range] = []
+
+        def prepare() -> None:
+            for piece in shown:
+                self._memory.unplug(self._slot, *piece)
+                hidden.append(piece)
+            for piece in shown:
+                self._forbid(*piece)
+
+        def undo() -> None:
+            for piece in hidden:
+                self._allow(*piece)
+                self._memory.plug(self._slot, *piece)
+
+        return Work(
+            whole[1],
+            leaving=tuple(shown),
+            prepare=prepare,
+            aside=lambda: self._region.discard(*whole),
+            undo=undo,
+        )
+
+    def guard(self, readable: int, unplugged: Iterable[Range]) -> None:
+        """CPUs may from now on read the first `readable` bytes and no more of what is unplugged.
+
+        `unplugged` is all of it. Raises OSError if the host refuses (MEM-D-20).
+        """
+        self._readable = readable
+        if self._guarded:
+            for piece in unplugged:
+                self._forbid(*piece)
+        self._memory.readable_changed(self._slot)
+
+    def _allow(self, offset: int, length: int) -> None:
+        if self._guarded:
+            self._region.protect(offset, length, Access.ALL)
+
+    def _forbid(self, offset: int, length: int) -> None:
+        """Unplugged memory cannot be written, nor read where nobody has a right to."""
+        if not self._guarded:
+            return
+        readable = min(max(self._readable - offset, 0), length)
+        if readable:
+            self._region.protect(offset, readable, Access.READ)
+        if readable < length:
+            self._region.protect(offset + readable, length - readable, Access.NONE)

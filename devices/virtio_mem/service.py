@@ -1,0 +1,199 @@
+"""Serves requests: asks the answer table, has the host do its part, changes blocks, answers.
+
+A request changes all of its blocks or none. One is served at a time; while the host is busy with
+one that takes long, the others wait in the ring, and the lock is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from minivmm.devices.virtio_mem import answers, messages
+from minivmm.devices.virtio_mem.errands import Errands, Inline, Job
+from minivmm.devices.virtio_mem.host_side import HostSide, Work
+from minivmm.devices.virtio_mem.ledger import Ledger
+from minivmm.devices.virtio_mem.shortage import Shortage
+from minivmm.devices.virtio_mem.state import RegionState
+from minivmm.errors import HostError
+from minivmm.spec.virtio_mem import BlockState, MemRequest, RequestType, ResponseType
+from minivmm.units import MIB
+from minivmm.virtio.device import Signals
+from minivmm.virtio.queue.queue import Chain, VirtQueue
+
+_AT_ONCE = 16 * MIB
+"""Host work on so many bytes is done under the lock: handing it over would cost more."""
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    """A request that is being served, and where its answer goes."""
+
+    queue: VirtQueue
+    chain: Chain
+    request: MemRequest
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """The one exchange whose host work goes on aside of the lock."""
+
+    exchange: _Exchange
+    work: Work
+    job: Job
+
+
+class Service:
+    """`on_change(request)` is called when a request changed blocks, before it is answered."""
+
+    def __init__(
+        self,
+        state: RegionState,
+        host: HostSide,
+        signals: Signals,
+        *,
+        ledger: Ledger,
+        shortage: Shortage,
+        on_change: Callable[[MemRequest], None],
+    ) -> None:
+        self.errands: Errands = Inline()
+        self._state = state
+        self._host = host
+        self._signals = signals
+        self._ledger = ledger
+        self._shortage = shortage
+        self._on_change = on_change
+        self._pending: _Pending | None = None
+
+    @property
+    def at_work(self) -> bool:
+        """Does the host work on a request, aside of the lock?"""
+        return self._pending is not None
+
+    def serve(self, queue: VirtQueue) -> None:
+        """Answer what waits in `queue`, each request with an interrupt decision of its own.
+
+        Raises DeviceBroken for buffers too short for a request or its answer.
+        """
+        if self._pending:
+            if not self._pending.job.over:
+                return  # its end has the queue handled again
+            self._conclude()
+        for chain in queue.chains():
+            self._begin(_Exchange(queue, chain, messages.read_request(chain)))
+            if self._pending:
+                return
+
+    def finish(self) -> None:
+        """Wait for the host's work, if any goes on, and conclude it."""
+        if self._pending:
+            self._pending.job.wait()
+            self._conclude()
+
+    def unplug_everything(self) -> OSError | HostError | None:
+        """Without being asked by a driver: the machine resets. What the host refused, if it did."""
+        work = self._host.unplug(self._plugged(), (0, self._state.window.size))
+        error = _attempt(work.prepare) or _attempt(work.aside)
+        if error:
+            work.undo()
+        else:
+            self._state.all_unplugged()
+        return error
+
+    def _begin(self, exchange: _Exchange) -> None:
+        """Answer the request, or leave it in `_pending`."""
+        request, state = exchange.request, self._state
+        now = answers.Situation(
+            state.blocks, state.window.base, state.usable_region_size, state.requested_size
+        )
+        refusal = answers.refusal(request, now)
+        if refusal:
+            self._respond(exchange, refusal.answer, why=refusal.why)
+        elif request.type == RequestType.STATE:
+            self._respond(exchange, ResponseType.ACK, state=now.state(request))
+        else:
+            self._set_to_work(exchange, self._work_for(request))
+
+    def _work_for(self, request: MemRequest) -> Work:
+        """What an allowed request costs the host."""
+        state = self._state
+        if request.type == RequestType.UNPLUG_ALL:
+            if not state.blocks.plugged_size:
+                return Work(0)
+            # All plugged blocks lie in the usable region, so nothing else need be walked.
+            return self._host.unplug(self._plugged(), (0, state.usable_region_size))
+        piece = (request.addr - state.window.base, request.nb_blocks * state.block_size)
+        if request.type == RequestType.PLUG:
+            return self._host.plug(*piece)
+        return self._host.unplug([piece], piece)
+
+    def _plugged(self) -> list[tuple[int, int]]:
+        return list(self._state.plugged_ranges(0, self._state.window.size))
+
+    def _set_to_work(self, exchange: _Exchange, work: Work) -> None:
+        self._state.leaving = work.leaving
+        error = _attempt(work.prepare)
+        if error is None and work.length > _AT_ONCE:
+            job = self.errands.aside(work.aside, lambda: self._signals.kick(0))
+            self._pending = _Pending(exchange, work, job)
+            if job.over:
+                self._conclude()
+        else:
+            self._finish(exchange, work, error or _attempt(work.aside))
+
+    def _conclude(self) -> None:
+        """The host's work on the pending exchange is over."""
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        error = pending.job.error
+        if error is not None and not isinstance(error, OSError | HostError):
+            raise error  # a bug of ours: the transport breaks the device and says so
+        self._finish(pending.exchange, pending.work, error)
+
+    def _finish(self, exchange: _Exchange, work: Work, error: OSError | HostError | None) -> None:
+        """All or nothing: change the blocks and ACK, or put everything back and say BUSY."""
+        error = error or _attempt(work.finish)
+        self._state.leaving = ()
+        if error is None:
+            self._change_blocks(exchange.request)
+            self._shortage.over()
+            self._respond(exchange, ResponseType.ACK)
+        else:
+            work.undo()
+            self._shortage.refused(max(work.length, self._state.block_size), str(error))
+            self._respond(exchange, ResponseType.BUSY, why=str(error))
+
+    def _change_blocks(self, request: MemRequest) -> None:
+        state = self._state
+        if request.type == RequestType.UNPLUG_ALL:
+            state.all_unplugged()
+        else:
+            first = (request.addr - state.window.base) // state.block_size
+            plug = request.type == RequestType.PLUG
+            (state.blocks.plug if plug else state.blocks.unplug)(first, request.nb_blocks)
+        self._on_change(request)
+
+    def _respond(
+        self,
+        exchange: _Exchange,
+        answer: ResponseType,
+        *,
+        state: BlockState | None = None,
+        why: str = "",
+    ) -> None:
+        plugged = self._state.blocks.plugged_size
+        self._ledger.enter(self._signals, exchange.request, answer, plugged=plugged, why=why)
+        response = messages.response(answer, state)
+        exchange.chain.write(response)
+        exchange.queue.complete(exchange.chain, len(response))
+        if exchange.queue.publish():
+            self._signals.queue(exchange.queue.index)
+
+
+def _attempt(step: Callable[[], None]) -> OSError | HostError | None:
+    """Do `step`; what the host said if it refused."""
+    try:
+        step()
+    except (OSError, HostError) as error:
+        return error
+    return None

@@ -1,0 +1,83 @@
+"""RegionState: the sizes of a device and which of its memory is plugged. No requests, no host.
+
+It is the Occupancy of the region, which is how guest memory learns what may be touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from minivmm.devices.virtio_mem.blocks import Blocks
+from minivmm.devices.virtio_mem.spec import VirtioMemSpec
+from minivmm.memory.layout import LINUX_BLOCK_MAXIMUM, Window
+from minivmm.spec.virtio_mem import BlockState
+from minivmm.units import align_up
+
+Range = tuple[int, int]
+"""(offset, length) in bytes, inside the region."""
+
+
+class RegionState:
+    """All sizes in bytes. The region lies at `window` in guest physical addresses."""
+
+    def __init__(self, spec: VirtioMemSpec, window: Window) -> None:
+        self.window = window
+        self.blocks = Blocks(spec.block_size, spec.size)
+        self.requested_size = spec.requested_size
+        self.usable_region_size = self.wanted_usable()
+        self.unpromised = False
+        """A driver is at work that did not promise to keep away from unplugged memory."""
+        self.leaving: tuple[Range, ...] = ()
+        """Plugged memory that the host is just taking back: not to be touched any more."""
+
+    @property
+    def block_size(self) -> int:
+        """Bytes in a block."""
+        return self.blocks.block_size
+
+    def wanted_usable(self) -> int:
+        """The usable size that fits requested_size, multiple of the block size (reference D.3).
+
+        The headroom holds one block of the largest size in which Linux on x86-64 adds memory,
+        because it uses only whole ones; with less, it might silently plug nothing.
+        """
+        if self.requested_size == 0:
+            return 0
+        unit = max(LINUX_BLOCK_MAXIMUM, self.block_size)
+        return min(self.window.size, align_up(self.requested_size, unit) + unit)
+
+    def all_unplugged(self) -> None:
+        """Nothing is plugged any more, hence the usable region may shrink (MEM-D-8, MEM-D-41)."""
+        self.blocks.unplug_all()
+        self.usable_region_size = self.wanted_usable()
+
+    # -- Occupancy -------------------------------------------------------------------------------
+
+    def covers(self, offset: int, length: int) -> bool:
+        """Are [offset, offset + length) plugged, all of them, and not just being unplugged?"""
+        first = offset // self.block_size
+        count = (offset + length - 1) // self.block_size - first + 1
+        if count >= 1 and self.blocks.state(first, count) is not BlockState.PLUGGED:
+            return False
+        return not any(at < offset + length and offset < at + size for at, size in self.leaving)
+
+    def plugged_ranges(self, offset: int, length: int) -> Iterator[Range]:
+        """Plugged runs inside [offset, offset + length), which are whole blocks; ascending."""
+        size = self.block_size
+        for first, count in self.blocks.plugged_ranges(offset // size, length // size):
+            yield first * size, count * size
+
+    def unplugged_ranges(self) -> Iterator[Range]:
+        """Runs without a plugged block, ascending. Walks the region."""
+        end = 0
+        for offset, length in self.plugged_ranges(0, self.window.size):
+            if offset > end:
+                yield end, offset - end
+            end = offset + length
+        if end < self.window.size:
+            yield end, self.window.size - end
+
+    @property
+    def readable(self) -> int:
+        """Bytes at the start that CPUs may read, plugged or not (MEM-D-20)."""
+        return self.usable_region_size if self.unpromised else 0
