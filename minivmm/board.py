@@ -92,8 +92,7 @@ class Board:
                 self.memory.add(window.base, Region(window.size), name=name)
             plug_in(self.console)
             for device in spec.devices:
-                self.memory_devices[device.id] = self._memory_device(device)
-                plug_in(self.memory_devices[device.id])
+                self._add_memory_device(device, plug_in)
             self.pci.assign_bars()
         except BaseException:
             self.memory.close()
@@ -149,13 +148,19 @@ class Board:
         """Give the guest's memory back to the host."""
         self.memory.close()
 
-    def _memory_device(self, spec: VirtioMemSpec) -> VirtioMem:
+    def _add_memory_device(
+        self, spec: VirtioMemSpec, plug_in: Callable[[VirtioDevice], None]
+    ) -> None:
+        """Raises HostError for host memory that this host does not have."""
+        window = self.address_map.regions[spec.id]
         try:
             spec.host_memory.check_host(spec.size)
-            region = Region(spec.size, spec.host_memory)
+            device = VirtioMem(spec, window, Region(spec.size, spec.host_memory))
         except HostError as error:
             raise HostError(f"{spec.id}: {error}") from error
-        return VirtioMem(spec, self.address_map.regions[spec.id], region)
+        self.memory_devices[spec.id] = device
+        self.mmio.add(window.base, window.size, device.intruders, name=f"{spec.id} (unplugged)")
+        plug_in(device)
 
     def _node(self, identifier: str) -> int:
         return next(spec.node for spec in self._specs if spec.id == identifier)

@@ -9,23 +9,25 @@ MEM-D-14, MEM-D-22).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
+from time import monotonic
 
 from minivmm.devices.virtio_mem.activity import Activity
 from minivmm.devices.virtio_mem.blocks import Blocks
 from minivmm.devices.virtio_mem.errands import Errands
 from minivmm.devices.virtio_mem.host_side import HostSide
+from minivmm.devices.virtio_mem.intruders import Intruders
 from minivmm.devices.virtio_mem.ledger import Ledger
 from minivmm.devices.virtio_mem.service import Service
 from minivmm.devices.virtio_mem.shortage import Shortage
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
-from minivmm.devices.virtio_mem.state import RegionState
+from minivmm.devices.virtio_mem.state import Range, RegionState
 from minivmm.errors import UsageError
 from minivmm.memory.guest import GuestMemory
 from minivmm.memory.layout import Window
 from minivmm.memory.region import Region
-from minivmm.spec.virtio_mem import DEVICE_ID, Feature, MemConfig, MemRequest, RequestType
+from minivmm.spec.virtio_mem import DEVICE_ID, Feature, MemConfig
 from minivmm.virtio.device import DeviceTraits, Signals, VirtioDevice
 from minivmm.virtio.queue.queue import VirtQueue
 
@@ -47,6 +49,15 @@ class VirtioMem(VirtioDevice):
         """Guest physical addresses of the region."""
         self.region = region
         self.state = RegionState(spec, window)
+        self.intruders = Intruders(
+            block_size=spec.block_size,
+            window=window,
+            region=region,
+            occupancy=self.state,
+            trace=lambda name, **fields: self.signals.trace(name, **fields),
+        )
+        """The BusDevice for the window: gets what vCPUs do where KVM has no memory."""
+        self.state.on_refused = self.intruders.dma
         self.on_size_change: Callable[[int], None] = lambda _size: None
         """Called with the new plugged_size whenever it changed."""
         self.activity = Activity()
@@ -149,6 +160,7 @@ class VirtioMem(VirtioDevice):
             "prealloc": spec.populates,
             "protect": spec.protect,
             "short-of": self.shortage.short_of,
+            "intrusions": self.intruders.inspect(),
         }
 
     # -- transport side --------------------------------------------------------------------------
@@ -223,14 +235,15 @@ class VirtioMem(VirtioDevice):
         error = self._service.unplug_everything()
         if error:
             self.signals.trace("system-reset", why=str(error))
-        self._guard_unplugged()
-        self._tell_size()
+            self._guard_unplugged()
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _on_change(self, request: MemRequest) -> None:
-        if request.type == RequestType.UNPLUG_ALL:
-            self._guard_unplugged()
+    def _on_change(self, unplugged: Sequence[Range]) -> None:
+        now, size = monotonic(), self.block_size
+        for offset, length in unplugged:
+            self.intruders.unplugged(offset // size, length // size, now)
+        self._guard_unplugged()  # the usable region may have shrunk
         self._tell_size()
 
     def _tell_size(self) -> None:

@@ -6,7 +6,7 @@ one that takes long, the others wait in the ring, and the lock is free.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from minivmm.devices.virtio_mem import answers, messages
@@ -14,7 +14,7 @@ from minivmm.devices.virtio_mem.errands import Errands, Inline, Job
 from minivmm.devices.virtio_mem.host_side import HostSide, Work
 from minivmm.devices.virtio_mem.ledger import Ledger
 from minivmm.devices.virtio_mem.shortage import Shortage
-from minivmm.devices.virtio_mem.state import RegionState
+from minivmm.devices.virtio_mem.state import Range, RegionState
 from minivmm.errors import HostError
 from minivmm.spec.virtio_mem import BlockState, MemRequest, RequestType, ResponseType
 from minivmm.units import MIB
@@ -44,7 +44,7 @@ class _Pending:
 
 
 class Service:
-    """`on_change(request)` is called when a request changed blocks, before it is answered."""
+    """`on_change` is called when blocks changed, before the answer, with what was unplugged."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Service:
         *,
         ledger: Ledger,
         shortage: Shortage,
-        on_change: Callable[[MemRequest], None],
+        on_change: Callable[[Sequence[Range]], None],
     ) -> None:
         self.errands: Errands = Inline()
         self._state = state
@@ -98,6 +98,7 @@ class Service:
             work.undo()
         else:
             self._state.all_unplugged()
+            self._on_change(work.leaving)
         return error
 
     def _begin(self, exchange: _Exchange) -> None:
@@ -127,7 +128,7 @@ class Service:
             return self._host.plug(*piece)
         return self._host.unplug([piece], piece)
 
-    def _plugged(self) -> list[tuple[int, int]]:
+    def _plugged(self) -> list[Range]:
         return list(self._state.plugged_ranges(0, self._state.window.size))
 
     def _set_to_work(self, exchange: _Exchange, work: Work) -> None:
@@ -156,6 +157,7 @@ class Service:
         self._state.leaving = ()
         if error is None:
             self._change_blocks(exchange.request)
+            self._on_change(work.leaving)
             self._shortage.over()
             self._respond(exchange, ResponseType.ACK)
         else:
@@ -171,7 +173,6 @@ class Service:
             first = (request.addr - state.window.base) // state.block_size
             plug = request.type == RequestType.PLUG
             (state.blocks.plug if plug else state.blocks.unplug)(first, request.nb_blocks)
-        self._on_change(request)
 
     def _respond(
         self,

@@ -5,7 +5,7 @@ It is the Occupancy of the region, which is how guest memory learns what may be 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from minivmm.devices.virtio_mem.blocks import Blocks
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
@@ -29,6 +29,8 @@ class RegionState:
         """A driver is at work that did not promise to keep away from unplugged memory."""
         self.leaving: tuple[Range, ...] = ()
         """Plugged memory that the host is just taking back: not to be touched any more."""
+        self.on_refused: Callable[[int, int], None] = lambda _offset, _length: None
+        """Called when an access of our own devices was refused: offset and length in bytes."""
 
     @property
     def block_size(self) -> int:
@@ -60,6 +62,10 @@ class RegionState:
         if count >= 1 and self.blocks.state(first, count) is not BlockState.PLUGGED:
             return False
         return not any(at < offset + length and offset < at + size for at, size in self.leaving)
+
+    def refused(self, offset: int, length: int) -> None:
+        """One of our devices wanted what `covers` says is not there."""
+        self.on_refused(offset, length)
 
     def plugged_ranges(self, offset: int, length: int) -> Iterator[Range]:
         """Plugged runs inside [offset, offset + length), which are whole blocks; ascending."""

@@ -27,6 +27,9 @@ class Occupancy(Protocol):
     def plugged_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """(offset, length) of every longest plugged run inside [offset, offset + length)."""
 
+    def refused(self, offset: int, length: int) -> None:
+        """An access of ours to these bytes was refused, as not all of them are plugged."""
+
     @property
     def readable(self) -> int:
         """Bytes at the start of the region that CPUs may read, plugged or not (MEM-D-20)."""
@@ -139,6 +142,7 @@ class GuestMemory:
             raise GuestAddressError(gpa, length, "not in guest RAM")
         offset = gpa - slot.gpa
         if slot.occupancy and not slot.occupancy.covers(offset, length):
+            slot.occupancy.refused(offset, length)
             raise GuestAddressError(gpa, length, f"unplugged memory of {slot.name}")
         return slot.region.view(offset, length)
 

@@ -31,9 +31,6 @@ LINUX_BLOCK_MINIMUM = 128 * MIB
 LINUX_BLOCK_MAXIMUM = 2 * GIB
 """Largest such unit; addresses that we choose are multiples of it."""
 
-SLOT_LIMIT = (1 << 31) * PAGE_SIZE
-"""A KVM memory slot has fewer than 2**31 pages, so it is smaller than this (reference F.3)."""
-
 MMIO64_SIZE = 64 * GIB
 MMIO64_MINIMUM = 1 * GIB
 """The 64-bit PCI window takes what the CPU can address, between these two."""
@@ -101,7 +98,6 @@ def plan(memory: int, requests: Sequence[RegionRequest], phys_bits: int) -> Addr
     for item in [*explicit, *automatic]:
         if item.id in placed:
             raise UsageError(f"device id {item.id!r} is used twice: give each device its own id=")
-        _check_slot(f"{item.id}: size", item.size)
         taken = [*ram, *placed.values()]
         window = _honour(item, taken) if item.address is not None else _fit(item, taken)
         _check_reach(f"{item.id}: region", window, phys_bits)
@@ -130,7 +126,6 @@ def _place_ram(memory: int) -> tuple[Window, ...]:
     low = Window(0, min(memory, platform.LOW_RAM_END))
     if low.size == memory:
         return (low,)
-    _check_slot("memory above 4G", memory - low.size)
     return (low, Window(platform.HIGH_RAM_START, memory - low.size))
 
 
@@ -176,14 +171,6 @@ def _place_mmio64(taken: Iterable[Window], phys_bits: int) -> Window:
     window = Window(base, max(size, MMIO64_MINIMUM))
     _check_reach("64-bit PCI window", window, phys_bits)
     return window
-
-
-def _check_slot(what: str, size: int) -> None:
-    if size >= SLOT_LIMIT:
-        raise UsageError(
-            f"{what} {format_size(size)} does not fit a KVM memory slot:"
-            f" use less than {format_size(SLOT_LIMIT)}"
-        )
 
 
 def _check_reach(what: str, window: Window, phys_bits: int) -> None:

@@ -11,6 +11,7 @@ class FakeOccupancy:
     def __init__(self, *plugged: tuple[int, int]) -> None:
         self.plugged = list(plugged)
         self.readable = 0
+        self.refusals: list[tuple[int, int]] = []
 
     def covers(self, offset: int, length: int) -> bool:
         """True if one of the ranges contains all the bytes."""
@@ -24,3 +25,7 @@ class FakeOccupancy:
             first, end = max(start, offset), min(start + size, offset + length)
             if first < end:
                 yield first, end - first
+
+    def refused(self, offset: int, length: int) -> None:
+        """Remember it."""
+        self.refusals.append((offset, length))

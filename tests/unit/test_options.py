@@ -10,6 +10,8 @@ from minivmm.options import (
     describe,
     from_mapping,
     number_option,
+    number_ranges,
+    numbers_option,
     option,
     parse_pairs,
     size_option,
@@ -25,6 +27,7 @@ class Example:
     address: int | None = size_option("where", default=None)
     node: int = number_option("node", default=0)
     prealloc: bool = switch_option("populate", default=False)
+    cpus: tuple[int, ...] = numbers_option("CPUs", default=())
     mode: str = choice_option("mode", ("auto", "on", "off"), default="auto")
 
 
@@ -54,6 +57,10 @@ def test_json_values_round_trip() -> None:
         ({"id": "x", "prealloc": "maybe"}, "neither on nor off"),
         ({"id": "x", "mode": "never"}, "auto, on, off"),
         ({"id": "x", "block-size": "2MB"}, "ambiguous"),
+        ({"id": "x", "cpus": "4-"}, "'' is not a number"),
+        ({"id": "x", "cpus": "4-1"}, "use 1-4"),
+        ({"id": "x", "cpus": [1, "0-99999999999"]}, "use 0 to 65535"),
+        ({"id": "x", "cpus": {}}, "not a non-negative number"),
         ({"id": "x", "block-size": True}, "not a non-negative number"),
     ],
 )
@@ -62,6 +69,15 @@ def test_errors_name_device_and_property(pairs: dict[str, object], message: str)
         from_mapping(Example, pairs, what="example")
 
     assert "example" in str(caught.value)
+
+
+def test_numbers_are_ranges_lists_and_repeated_keys() -> None:
+    head, pairs = parse_pairs("example,id=a,cpus=7,cpus=0-2", repeatable=("cpus",))
+
+    assert from_mapping(Example, pairs, what=head).cpus == (7, 0, 1, 2)
+    assert from_mapping(Example, {"id": "a", "cpus": [3, "5-6"]}, what=head).cpus == (3, 5, 6)
+    assert from_mapping(Example, {"id": "a", "cpus": 3}, what=head).cpus == (3,)
+    assert number_ranges((7, 0, 2, 1, 2)) == ["0-2", "7"]
 
 
 @pytest.mark.parametrize("text", ["d,id=1,id=2", "d,,", "d,=x"])
@@ -82,5 +98,6 @@ def test_help_rows_show_defaults() -> None:
         "address": "automatic",
         "node": "0",
         "prealloc": "off",
+        "cpus": "none",
         "mode": "auto",
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from minivmm.boot.acpi import MAX_CPUS, MemoryAffinity, Platform, write_tables
+from minivmm.boot.numa import Node, Topology
 from minivmm.errors import UsageError
 from minivmm.memory.guest import GuestMemory
 from minivmm.memory.layout import AddressMap, RegionRequest, plan
@@ -22,6 +23,7 @@ from minivmm.spec.acpi import (
     Mcfg,
     McfgAllocation,
     Rsdp,
+    Slit,
     Srat,
     SratLocalApic,
     SratMemory,
@@ -31,12 +33,18 @@ from minivmm.units import GIB, MIB
 
 IASL = shutil.which("iasl")
 BIG_MAP = plan(4 * GIB, [RegionRequest("vmem0", 8 * GIB, 2 * MIB, None)], 40)
+NODES = Topology(
+    (Node((1,), GIB), Node((), 0), Node((0,), 3 * GIB)), ((10, 20, 30), (20, 10, 255), (31, 254, 10))
+)
+"""The last node spans the hole below 4 GiB; the middle one has nothing but a device's region."""
 
 
-def tables(memory: GuestMemory, address_map: AddressMap, cpus: int = 2) -> dict[str, bytes]:
+def tables(
+    memory: GuestMemory, address_map: AddressMap, cpus: int = 2, numa: Topology | None = None
+) -> dict[str, bytes]:
     """Signature -> bytes of every table that a guest finds from the RSDP."""
     hotplug = tuple(MemoryAffinity(w.base, w.size, 1) for w in address_map.regions.values())
-    rsdp = memory.load(write_tables(memory, Platform(address_map, cpus, hotplug)), Rsdp)
+    rsdp = memory.load(write_tables(memory, Platform(address_map, cpus, hotplug, numa)), Rsdp)
     found = {"XSDT": read_table(memory, rsdp.xsdt_address)}
     for (address,) in struct.iter_unpack("<Q", found["XSDT"][36:]):
         table = read_table(memory, address)
@@ -137,6 +145,27 @@ def test_srat_flags_only_device_regions_hot_pluggable(small_memory: GuestMemory)
     assert len(rest) == 2 * 16 + 3 * 40
 
 
+def test_srat_cuts_boot_memory_at_node_borders_and_at_the_hole(small_memory: GuestMemory) -> None:
+    rest = tables(small_memory, BIG_MAP, numa=NODES)["SRAT"][Srat.SIZE :]
+    cpus = [SratLocalApic.parse(rest[16 * i :]) for i in range(2)]
+    memory = [SratMemory.parse(rest[32 + 40 * i :]) for i in range(4)]
+    assert [(c.apic_id, c.node_low, c.flags) for c in cpus] == [(1, 0, 1), (0, 2, 1)]
+    assert [(m.node, m.base, m.size, m.flags) for m in memory] == [
+        (0, 0, GIB, 1),
+        (1, 6 * GIB, 8 * GIB, 3),
+        (2, GIB, 2 * GIB, 1),
+        (2, 4 * GIB, GIB, 1),
+    ]
+    assert len(rest) == 2 * 16 + 4 * 40
+
+
+def test_slit_has_a_row_for_each_node_it_is_measured_from(small_memory: GuestMemory) -> None:
+    raw = tables(small_memory, BIG_MAP, numa=NODES)["SLIT"]
+    assert struct.unpack_from("<Q", raw, 36)[0] == 3
+    assert list(raw[Slit.SIZE :]) == [10, 20, 30, 20, 10, 255, 31, 254, 10]
+    assert sum(raw) & 0xFF == 0
+
+
 @pytest.mark.parametrize("cpus", [0, MAX_CPUS + 1])
 def test_impossible_cpu_count_is_refused(
     small_memory: GuestMemory, small_map: AddressMap, cpus: int
@@ -152,10 +181,10 @@ def test_too_many_devices_are_refused(small_memory: GuestMemory, small_map: Addr
 
 
 @pytest.mark.skipif(IASL is None, reason="iasl is not installed (package acpica-tools)")
-@pytest.mark.parametrize("name", ["FACP", "APIC", "MCFG", "SRAT", "XSDT"])
+@pytest.mark.parametrize("name", ["FACP", "APIC", "MCFG", "SRAT", "SLIT", "XSDT"])
 def test_iasl_decompiles_the_table(small_memory: GuestMemory, tmp_path: Path, name: str) -> None:
     file = tmp_path / f"{name}.aml"
-    file.write_bytes(tables(small_memory, BIG_MAP)[name])
+    file.write_bytes(tables(small_memory, BIG_MAP, numa=NODES)[name])
     assert IASL is not None
     done = subprocess.run([IASL, "-d", str(file)], capture_output=True, text=True, check=True)
     source = file.with_suffix(".dsl").read_text()

@@ -56,10 +56,16 @@ def leaf(
     index: int = 1,
     count: int = 3,
     phys_bits: int = 40,
+    cache_sharers: int | None = None,
     tsc_deadline: bool = False,
 ) -> CpuidEntry:
     leaves = guest_cpuid(
-        host, index=index, count=count, phys_bits=phys_bits, tsc_deadline=tsc_deadline
+        host,
+        index=index,
+        count=count,
+        phys_bits=phys_bits,
+        cache_sharers=cache_sharers,
+        tsc_deadline=tsc_deadline,
     )
     (found,) = [e for e in leaves if (e.function, e.index) == (function, number)]
     return found
@@ -201,3 +207,16 @@ def test_svm_leaf_is_dropped() -> None:
 )
 def test_host_phys_bits(supported: list[CpuidEntry], bits: int) -> None:
     assert host_phys_bits(supported) == bits
+
+
+@pytest.mark.parametrize(("host", "function"), [(INTEL, 0x4), (AMD, 0x8000001D)])
+def test_last_level_cache_ends_with_the_node(host: list[CpuidEntry], function: int) -> None:
+    last = leaf(host, function, 3, index=5, count=8, cache_sharers=2)
+    first = leaf(host, function, 0, index=5, count=8, cache_sharers=2)
+    assert last.eax >> 14 & 0xFFF == 1  # two share it
+    assert first.eax >> 14 & 0xFFF == 0
+
+
+def test_amd_node_is_that_of_the_cache() -> None:
+    assert leaf(AMD, 0x8000001E, index=5, count=8, cache_sharers=2).ecx == 3 << 8 | 2
+    assert leaf(AMD, 0x8000001E, index=5, count=8).ecx == 0

@@ -93,6 +93,11 @@ def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
         (["--mem-device", "id=a,size=4M", "--mem-device", "id=a,size=4M"], "two devices"),
         (["--mem-device", "id=a/b,size=4M"], "'a/b' is not usable"),
         (["--mem-device", "id=console0,size=4M"], "the machine's own"),
+        (["--numa", "nod,cpus=0"], "did you mean node"),
+        (["--numa", "node,mem=512M,cpus=1"], "cpus=1, but this machine has CPUs 0: .* --cpus 2"),
+        (["--numa", "node,mem=1G"], "boot memory 512M .nearest: mem=512M in node 0, -m 1G"),
+        (["--numa", "node,mem=512M", "--mem-device", "size=4M,node=1"], "vmem0: node 1"),
+        (["--numa", "dist,src=0,dst=0"], "val= is required"),
         (["-k", ""], "kernel: '' is not a text"),
         (["--config", "/nowhere.json"], "does not exist"),
         (["--config", "/dev/zero"], "no regular file"),
@@ -118,6 +123,42 @@ def test_dry_run_prints_json_that_config_reads_back(
     assert spec("--config", str(path)) == spec(*words)
     assert main.run(["boot", "--dry-run", "--json", "--config", str(path)]) == 0
     assert capsys.readouterr().out == printed
+
+
+NUMA = (
+    *("--numa", "node,cpus=0,cpus=3,mem=768M", "--numa", "node,cpus=1-2,mem=256M"),
+    *("--numa", "dist,src=0,dst=1,val=31"),
+)
+
+
+def test_numa_is_shown_and_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-m", "1G", "-p", "4", *NUMA, "--mem-device", "size=4G,node=1"]
+    path = tmp_path / "spec.json"
+
+    main.run(["boot", "--dry-run", "--json", *words])
+    path.write_text(capsys.readouterr().out)
+    main.run(["boot", "--dry-run", *words])
+    shown = capsys.readouterr().out
+
+    assert spec("--config", str(path)) == spec(*words)
+    assert "numa:     node,mem=805306368,cpus=0,cpus=3" in shown
+    assert "numa:     node,mem=268435456,cpus=1-2" in shown
+    assert "numa:     dist,src=0,dst=1,val=31" in shown
+
+
+def test_numa_and_devices_replace_those_of_the_config_together(tmp_path: Path) -> None:
+    path = tmp_path / "spec.json"
+    path.write_text(
+        '{"memory": "1G", "numa": [{"type": "node", "mem": "512M"}, {"type": "node", "cpus": 0,'
+        ' "mem": "512M"}], "devices": [{"driver": "virtio-mem-pci", "size": "4G", "node": 1}]}'
+    )
+
+    one = ("--numa", "node,mem=1G")
+    found = spec("--config", str(path), *one, "--mem-device", "size=2G")
+
+    assert (len(found.numa), found.devices[0].size) == (1, 2 * GIB)
+    with pytest.raises(UsageError, match="vmem0: node 1 is not declared"):
+        spec("--config", str(path), *one)
 
 
 def test_options_win_over_config_and_config_over_the_users(
@@ -172,7 +213,7 @@ def test_the_command_is_what_follows_the_dashes() -> None:
 
 def test_the_lab_gets_a_command_line_with_the_same_meaning() -> None:
     asked = spec(
-        *("-m", "1G", "-p", "2", "-k", "6.12", "-a", "-x y", "-n", "box"),
+        *("-m", "1G", "-p", "4", "-k", "6.12", "-a", "-x y", "-n", "box", *NUMA),
         *("--device", "virtio-mem-pci,id=a,size=4G,requested-size=2M,memaddr=0x200000000"),
         *("--mem-device", "size=1G,unplugged-inaccessible=on,node=1"),
     )

@@ -304,6 +304,10 @@ def test_info_has_all_that_the_command_line_shows(wire: Wire, machine: FakeMachi
             "  requested-size: 0\r\n  size: 0\r\n  max-size: 1073741824\r\n"
             "  block-size: 2097152\r\n  memdev: /objects/vmem0-memory\r\n",
         ),
+        (
+            "info numa",
+            "1 nodes\r\nnode 0 cpus: 0\r\nnode 0 size: 512 MB\r\nnode 0 plugged: 0 MB\r\n",
+        ),
         ("info status", "VM status: running\r\n"),
         ("info name", "vm1\r\n"),
         (
@@ -325,6 +329,21 @@ def test_info_has_all_that_the_command_line_shows(wire: Wire, machine: FakeMachi
 )
 def test_human_monitor(wire: Wire, line: str, text: str) -> None:
     assert wire.run("human-monitor-command", **{"command-line": line}) == {"return": text}
+
+
+def test_human_monitor_counts_plugged_memory_to_its_node(wire: Wire, machine: FakeMachine) -> None:
+    with machine.lock:
+        machine.numa = Topology((Node((1, 3), 256 * MIB), Node((), 0)))
+        machine.plug("vmem0", 6 * MIB)
+
+    text = wire.run("human-monitor-command", **{"command-line": "info numa"})["return"]
+
+    assert text.split("\r\n") == [
+        "2 nodes",
+        *("node 0 cpus: 1 3", "node 0 size: 262 MB", "node 0 plugged: 6 MB"),
+        *("node 1 cpus:", "node 1 size: 0 MB", "node 1 plugged: 0 MB"),
+        "",
+    ]
 
 
 def test_size_changes_reach_every_client_at_most_once_a_second(

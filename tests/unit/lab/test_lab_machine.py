@@ -32,9 +32,16 @@ def open_descriptors() -> list[str]:
     return sorted(path.name for path in Path("/proc/self/fd").iterdir())
 
 
-def a_qemu_command(cpus: int = 1) -> list[str]:
+def a_qemu_command(cpus: int = 1, append: tuple[str, ...] = ()) -> list[str]:
     return machine.qemu_command(
-        "qemu", kernel=Path("/k"), initrd="/i", memory=3 << 30, cpus=cpus, files=7, wire=9
+        "qemu",
+        kernel=Path("/k"),
+        initrd="/i",
+        memory=3 << 30,
+        cpus=cpus,
+        files=7,
+        wire=9,
+        append=append,
     )
 
 
@@ -45,6 +52,13 @@ def test_qemu_emulates_svm_and_ends_at_reboot() -> None:
     assert option(command, "-accel") == ["tcg,thread=multi"]
     assert "-no-reboot" in command
     assert {"panic=-1", "oops=panic"} <= set(option(command, "-append")[0].split())
+
+
+def test_more_kernel_options_follow_our_own() -> None:
+    words = option(a_qemu_command(append=("hugepagesz=1G", "hugepages=1")), "-append")[0].split()
+
+    assert words[-2:] == ["hugepagesz=1G", "hugepages=1"]
+    assert "oops=panic" in words
 
 
 def test_qemu_memory_is_shared_for_virtiofsd() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minivmm.boot.numa import NumaDistance, NumaNode
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.errors import UsageError
 from minivmm.machine_spec import (
@@ -99,6 +100,13 @@ def test_defaults() -> None:
         ({"online": "maybe"}, ["config: online", "maybe", "online_movable"]),
         ({"append": "quiet"}, ["append", "'quiet'", "list of texts"]),
         ({"append": [1]}, ["append", "[1]", "list of texts"]),
+        ({"numa": 5}, ["numa", "5", "list"]),
+        ({"numa": ["node"]}, ["numa entry", "'node'", '"type": "node"']),
+        ({"numa": [{"nodeid": 0}]}, ["numa entry", '"type": "node"']),
+        ({"numa": [{"type": "nodes"}]}, ["'nodes'", "did you mean node?"]),
+        ({"numa": [{"type": "node", "cpu": 0}]}, ["'cpu'", "did you mean cpus?"]),
+        ({"numa": [{"type": "node", "cpus": [True]}]}, ["numa node: cpus", "True"]),
+        ({"numa": [{"type": "node", "cpus": 0, "mem": "1G"}]}, ["1G", "512M", "mem=512M in"]),
         ({"devices": 5}, ["devices", "5", "list"]),
         ({"devices": None}, ["devices", "None", "list"]),
         ({"devices": {"driver": "virtio-mem-pci"}}, ["devices", "list"]),
@@ -121,6 +129,40 @@ def test_two_devices_of_one_id() -> None:
 
     assert "'twin'" in message
     assert "id=" in message
+
+
+NODES = [
+    {"type": "node", "cpus": "0-1", "mem": "1G"},
+    {"type": "node", "nodeid": 1, "cpus": [2, "3"], "mem": GIB},
+    {"type": "dist", "src": 0, "dst": 1, "val": 31},
+]
+
+
+def test_numa_there_and_back() -> None:
+    spec = spec_from_json({"memory": "2G", "cpus": 4, "numa": NODES})
+
+    assert spec.numa == (
+        NumaNode(cpus=(0, 1), mem=GIB),
+        NumaNode(nodeid=1, cpus=(2, 3), mem=GIB),
+        NumaDistance(src=0, dst=1, val=31),
+    )
+    printed = json.loads(json.dumps(spec_to_json(spec)))
+    assert printed["numa"] == [
+        {"type": "node", "cpus": [0, 1], "mem": GIB},
+        {"type": "node", "nodeid": 1, "cpus": [2, 3], "mem": GIB},
+        {"type": "dist", "src": 0, "dst": 1, "val": 31},
+    ]
+    assert spec_from_json(printed) == spec
+
+
+def test_a_device_belongs_to_a_declared_node() -> None:
+    device = {"driver": "virtio-mem-pci", "size": "1G", "node": 2}
+    machine = {"memory": "2G", "cpus": 4, "numa": NODES}
+
+    message = refusal({**machine, "devices": [device]})
+
+    assert all(part in message for part in ("vmem0: node 2", "0 to 1", "--numa node,nodeid=2"))
+    assert spec_from_json({**machine, "devices": [{**device, "node": 1}]}).devices[0].node == 1
 
 
 def test_devices_get_free_ids() -> None:
