@@ -17,7 +17,8 @@ from minivmm.devices.serial import Serial
 from minivmm.devices.virtio_console.device import VirtioConsole
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
-from minivmm.errors import HostError
+from minivmm.devices.virtio_mem.view import Surroundings
+from minivmm.errors import HostError, UsageError
 from minivmm.guest_image import GuestImage
 from minivmm.irq import InterruptController
 from minivmm.machine_spec import MachineSpec
@@ -35,12 +36,17 @@ Defer = Callable[[Callable[[], None]], None]
 
 
 def plan_board(spec: MachineSpec, phys_bits: int) -> AddressMap:
-    """Where everything of `spec` lies, with `phys_bits` address bits. Raises UsageError."""
+    """Where everything of `spec` lies on a host with `phys_bits` of them. Raises UsageError."""
     requests = [
         RegionRequest(id=d.id, size=d.size, alignment=d.block_size, address=d.memaddr)
         for d in spec.devices
     ]
-    return plan(spec.memory, requests, phys_bits)
+    guest_bits = spec.phys_bits or phys_bits
+    if guest_bits > phys_bits:
+        raise UsageError(
+            f"phys-bits {guest_bits} is more than this host's {phys_bits}: use {phys_bits} or less"
+        )
+    return plan(spec.memory, requests, guest_bits, reach=phys_bits)
 
 
 class Board:
@@ -59,6 +65,7 @@ class Board:
     ) -> None:
         self.address_map = address_map
         self._cpus = spec.cpus
+        self._online = spec.online
         self.numa = spec.topology()
         self._specs = spec.devices
         self.memory = GuestMemory()
@@ -121,6 +128,19 @@ class Board:
             rsdp=write_tables(self.memory, tables),
         )
 
+    def surroundings(self, identifier: str, *, running: bool) -> Surroundings:
+        """What a diagnosis of memory device `identifier` needs beside the device's own state."""
+        function = next(one for one in self.functions if one.device.identifier == identifier)
+        return Surroundings(
+            status=function.transport.status,
+            trouble=function.transport.trouble,
+            phys_bits=self.address_map.phys_bits,
+            boot_end=self.address_map.ram[-1].end,
+            online=self._online,
+            pci_address=f"0000:00:{function.slot:02x}.0",
+            running=running,
+        )
+
     def system_reset(self) -> None:
         """Everything as at power-on: devices reset, all blocks unplugged, RAM empty."""
         for function in self.functions:
@@ -154,7 +174,7 @@ class Board:
         """Raises HostError for host memory that this host does not have."""
         window = self.address_map.regions[spec.id]
         try:
-            spec.host_memory.check_host(spec.size)
+            spec.check_host()
             device = VirtioMem(spec, window, Region(spec.size, spec.host_memory))
         except HostError as error:
             raise HostError(f"{spec.id}: {error}") from error

@@ -12,19 +12,23 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
 
+from minivmm.background import Background
 from minivmm.board import Board, plan_board
 from minivmm.boot.cpuid import guest_cpuid, host_phys_bits
+from minivmm.boot.nodes import Topology
 from minivmm.bus import Action
 from minivmm.console_watch import ConsoleWatch
 from minivmm.devices.virtio_mem.device import VirtioMem
+from minivmm.devices.virtio_mem.view import View, observe
 from minivmm.doorbells import KvmDoorbells
 from minivmm.guest_image import GuestImage
 from minivmm.interrupts import KvmInterrupts
 from minivmm.kvm.abi import Cap
-from minivmm.kvm.hypervisor import Hypervisor, HypervisorVm
+from minivmm.kvm.hypervisor import Hypervisor
 from minivmm.loop import EventLoop
 from minivmm.machine_spec import MachineSpec
-from minivmm.memory.guest import Slot
+from minivmm.memslots import Memslots
+from minivmm.protection import Measures, Protection
 from minivmm.stats import Stats
 from minivmm.trace import Trace
 from minivmm.vcpu import ExitServer, VcpuGroup, blame
@@ -44,28 +48,6 @@ class Outcome:
     def died(self) -> bool:
         """True if the guest (or KVM under it) failed, false for an orderly end."""
         return self.state != "shutdown"
-
-
-class MemslotListener:
-    """Turns every region of guest memory into a KVM memslot."""
-
-    def __init__(self, vm: HypervisorVm) -> None:
-        self._vm = vm
-        self._next = 0
-
-    def on_map(self, slot: Slot) -> None:
-        """Give KVM the region, in a slot of its own."""
-        self._vm.set_memory_region(self._next, slot.gpa, slot.region.size, slot.region.hva)
-        self._next += 1
-
-    def on_plug(self, slot: Slot, offset: int, length: int) -> None:
-        """Nothing to do: the memslot is there."""
-
-    def on_unplug(self, slot: Slot, offset: int, length: int) -> None:
-        """Nothing to do: the memslot stays."""
-
-    def on_readable(self, slot: Slot) -> None:
-        """Nothing to do: all of it is."""
 
 
 class Machine:
@@ -91,6 +73,8 @@ class Machine:
         self.stats = Stats()
         self.outcome: Outcome | None = None
         self.on_event: list[EventListener] = []
+        self.on_warning: list[Callable[[str], None]] = []
+        """Called with lines for the user, lock held, from any thread."""
         self.on_end: list[Callable[[Outcome], None]] = []
         self._image = image
         self._console = console
@@ -104,8 +88,7 @@ class Machine:
     def _build(self, system: Hypervisor, owned: ExitStack) -> None:
         """Make the VM, the board and the vCPUs; what must be released again goes to `owned`."""
         cpuid = system.supported_cpuid()
-        phys_bits = host_phys_bits(cpuid)
-        address_map = plan_board(self.spec, phys_bits)
+        address_map = plan_board(self.spec, host_phys_bits(cpuid))
         self._vm = system.create_vm()
         owned.callback(self._vm.close)
         interrupts = KvmInterrupts(self._vm)
@@ -122,8 +105,17 @@ class Machine:
             console=self._on_console,
         )
         owned.callback(self.board.close)
-        self.board.memory.subscribe(MemslotListener(self._vm))
+        self._memslots = Memslots(
+            self._vm,
+            system.check(Cap.NR_MEMSLOTS),
+            sparse=sum(device.size for device in self.spec.devices),
+            block=max((device.block_size for device in self.spec.devices), default=0),
+        )
+        self.board.memory.subscribe(self._memslots)
+        background = Background(self.loop, self._soon)
+        owned.callback(background.close)
         for device in self.board.memory_devices.values():
+            device.use(background)
             device.on_size_change = self._size_reporter(device.identifier)
         state = self.board.load(self._image)
         self._vcpus = [self._vm.create_vcpu(index) for index in range(self.spec.cpus)]
@@ -132,17 +124,22 @@ class Machine:
             entries = guest_cpuid(
                 cpuid,
                 index=vcpu.index,
-                count=self.spec.cpus,
-                phys_bits=phys_bits,
+                count=self.board.numa.socket_cpus,
+                phys_bits=address_map.phys_bits,
                 tsc_deadline=deadline_timer,
             )
             vcpu.initialise(entries, state if vcpu.index == 0 else None)
+        server = ExitServer(self.board.mmio, self.board.pio, self.stats)
+        self._protection = Protection(
+            self.board.memory_devices.values(), self._memslots, self._measures(), server.accessor
+        )
         self._group = VcpuGroup(
             self._vcpus,
-            ExitServer(self.board.mmio, self.board.pio, self.stats),
+            server,
             self.loop.lock,
             self.stats,
             on_action=self._on_action,
+            on_fault=self._protection.on_fault,
             on_failure=self._on_failure,
         )
 
@@ -152,9 +149,25 @@ class Machine:
         return self.board.memory_devices
 
     @property
+    def memslots(self) -> int:
+        """How many memslots KVM has for guest memory now."""
+        return self._memslots.count
+
+    @property
     def boot_memory(self) -> int:
         """Bytes of RAM that the guest boots with."""
         return self.board.boot_memory
+
+    @property
+    def numa(self) -> Topology:
+        """Nodes of CPUs and boot memory."""
+        return self.board.numa
+
+    def view(self, identifier: str) -> View:
+        """Memory device `identifier` as it is now, for a diagnosis."""
+        running = self.state == "running"
+        around = self.board.surroundings(identifier, running=running)
+        return observe(self.memory_devices[identifier], around)
 
     def start(self) -> Self:
         """Run the guest, unless the machine was started before or was told to quit meanwhile."""
@@ -175,8 +188,7 @@ class Machine:
         if self.state == "paused":
             self.state = "running"
             self._emit("RESUME")
-            if not self._resetting:  # otherwise the end of the reset does it
-                self._group.resume()
+            self._run_on()
 
     def request_powerdown(self) -> None:
         """Press the power button (QMP system_powerdown)."""
@@ -190,7 +202,7 @@ class Machine:
         """
         if self.outcome is None and not self._resetting:
             self._resetting = True
-            self._group.park(lambda: self._soon(lambda: self._system_reset(guest)))
+            self._halt(lambda: self._system_reset(guest))
 
     def request_quit(self) -> None:
         """End the machine at once (QMP quit)."""
@@ -202,6 +214,7 @@ class Machine:
             "name": self.name,
             "state": self.state,
             "vcpus": self._group.inspect(),
+            "memslots": self._memslots.inspect(),
             "board": self.board.inspect(),
             "events": [str(event) for event in self.trace.recent()],
         }
@@ -218,6 +231,30 @@ class Machine:
     def _soon(self, fn: Callable[[], None]) -> None:
         """Run `fn` on the loop, lock held; never once the machine is closed: memory is gone."""
         self.loop.call_soon(lambda: None if self._closed else fn())
+
+    def _halt(self, then: Callable[[], None]) -> None:
+        """Park all vCPUs, then call `then` on the loop, lock held. `_run_on` ends it."""
+        self._group.park(lambda: self._soon(then))
+
+    def _run_on(self) -> None:
+        """Let the vCPUs run, unless something else still wants them parked."""
+        if self.state == "running" and not self._resetting and not self._protection.narrowing:
+            self._group.resume()
+
+    def _measures(self) -> Measures:
+        return Measures(
+            warn=self._warn,
+            emit=self._emit,
+            pause=self.pause,
+            kill=lambda why: self._end("guest-panicked", why),
+            halt=self._halt,
+            go_on=self._run_on,
+            fail=lambda why: self._end("internal-error", why),
+        )
+
+    def _warn(self, line: str) -> None:
+        for listener in self.on_warning:
+            listener(line)
 
     def _on_console(self, data: bytes) -> None:
         self._watch.feed(data)
@@ -260,8 +297,7 @@ class Machine:
         reason = "guest-reset" if guest else "host-qmp-system-reset"
         self._emit("RESET", {"guest": guest, "reason": reason})
         self.trace.emit("machine", "reset", guest=guest)
-        if self.state == "running":
-            self._group.resume()
+        self._run_on()
 
     def _power_on_again(self) -> None:
         self._watch.reset()
@@ -278,7 +314,8 @@ class Machine:
         self.state = state
         self.trace.emit("machine", "end", state=state, reason=reason)
         self._group.park(lambda: None)
-        self._emit("SHUTDOWN", {"guest": reason.startswith("guest"), "reason": _cause(reason)})
+        cause = _cause(state, reason)
+        self._emit("SHUTDOWN", {"guest": cause.startswith("guest"), "reason": cause})
         for listener in self.on_end:
             listener(self.outcome)
 
@@ -296,10 +333,12 @@ class Machine:
             listener(event, data or {})
 
 
-def _cause(reason: str) -> str:
-    """QMP's ShutdownCause for our reason."""
+def _cause(state: str, reason: str) -> str:
+    """QMP's ShutdownCause for our outcome."""
+    if state == "guest-panicked":
+        return "guest-panic"
     if reason == "guest powered off":
         return "guest-shutdown"
     if reason == "host asked to quit":
         return "host-qmp-quit"
-    return "guest-panic" if reason.startswith("guest panicked") else "host-error"
+    return "host-error"

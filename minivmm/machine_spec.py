@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from minivmm.boot.nodes import Topology
+from minivmm.boot.numa import NumaEntry, numa_from_json, numa_to_json, resolve
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.errors import UsageError
 from minivmm.options import (
@@ -29,6 +31,9 @@ DEVICE_TYPES: dict[str, type[VirtioMemSpec]] = {"virtio-mem-pci": VirtioMemSpec}
 ONLINE_POLICIES = ("offline", "online", "online_kernel", "online_movable")
 """Values of memhp_default_state= (Linux mm/memory_hotplug.c)."""
 
+LEAST_BITS, MOST_BITS = 36, 52
+"""Widths of physical addresses that x86-64 processors have."""
+
 MAX_CPUS = 64
 """vCPUs: one Python thread each; more is not what this VMM is for."""
 
@@ -40,6 +45,9 @@ class MachineSpec:
     name: str | None = option("name of the machine", default=None)
     memory: int = size_option("boot memory", default=512 * MIB)
     cpus: int = number_option("number of vCPUs", default=1)
+    phys_bits: int | None = number_option(
+        "width of the guest's physical addresses, in bits", default=None
+    )
     kernel: str | None = option("kernel: a file, or the release of a fetched one", default=None)
     modules: str | None = option("directory with the kernel's modules", default=None)
     initrd: str | None = option("initrd instead of the built-in initramfs", default=None)
@@ -48,15 +56,26 @@ class MachineSpec:
     )
     append: tuple[str, ...] = ()
     devices: tuple[VirtioMemSpec, ...] = ()
+    numa: tuple[NumaEntry, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.cpus <= MAX_CPUS:
             raise UsageError(f"cpus {self.cpus} is out of range: use 1 to {MAX_CPUS}")
+        if self.phys_bits is not None and not LEAST_BITS <= self.phys_bits <= MOST_BITS:
+            raise UsageError(
+                f"phys-bits {self.phys_bits} is out of range: use {LEAST_BITS} to {MOST_BITS}"
+            )
         seen: set[str] = set()
         for device in self.devices:
             if device.id in seen:
                 raise UsageError(f"two devices have id {device.id!r}: give each its own id=")
             seen.add(device.id)
+        self.topology()  # complains
+
+    def topology(self) -> Topology:
+        """Its NUMA nodes. Raises UsageError for a `numa` that does not fit the rest."""
+        devices = {device.id: device.node for device in self.devices}
+        return resolve(self.numa, cpus=self.cpus, memory=self.memory, devices=devices)
 
 
 def parse_device(text: str, taken: tuple[str, ...] = ()) -> VirtioMemSpec:
@@ -76,6 +95,7 @@ def spec_to_json(spec: MachineSpec) -> dict[str, object]:
     data = to_mapping(spec)
     data["append"] = list(spec.append)
     data["devices"] = [{"driver": _driver(device), **to_mapping(device)} for device in spec.devices]
+    data["numa"] = numa_to_json(spec.numa)
     return data
 
 
@@ -84,9 +104,8 @@ def spec_from_json(data: Mapping[str, Any]) -> MachineSpec:
 
     Raises UsageError, naming the key, for anything that is not understood.
     """
-    values = {
-        key: value for key, value in data.items() if key not in ("append", "devices", "schema")
-    }
+    apart = ("append", "devices", "numa", "schema")
+    values = {key: value for key, value in data.items() if key not in apart}
     append = data.get("append", [])
     if not isinstance(append, list) or not all(isinstance(word, str) for word in append):
         raise UsageError(f"config: append {append!r} is not a list of texts: write one per word")
@@ -107,6 +126,7 @@ def spec_from_json(data: Mapping[str, Any]) -> MachineSpec:
         **{name.replace("-", "_"): value for name, value in to_mapping(base).items()},  # type: ignore[arg-type]
         append=tuple(append),
         devices=tuple(devices),
+        numa=numa_from_json(data.get("numa", [])),
     )
 
 

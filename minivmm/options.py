@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, cast
 
 from minivmm.errors import UsageError
 from minivmm.units import format_size, parse_size
@@ -23,6 +24,7 @@ T = TypeVar("T")
 Parser = Callable[[object], object]
 
 _META = "option"
+_NUMBERS_END = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,8 @@ class OptionInfo:
     help: str
     parse: Parser
     show: Callable[[Any], str] = str
+    name: str | None = None
+    """Its name outside Python, if that is not the usual one."""
 
 
 def option(help: str, *, default: Any = dataclasses.MISSING) -> Any:
@@ -50,9 +54,14 @@ def number_option(help: str, *, default: Any = dataclasses.MISSING) -> Any:
     return _option(OptionInfo("number", help, _parse_number), default)
 
 
-def switch_option(help: str, *, default: Any = dataclasses.MISSING) -> Any:
-    """on or off."""
-    return _option(OptionInfo("on|off", help, _parse_switch, _show_switch), default)
+def numbers_option(help: str, *, default: Any = dataclasses.MISSING) -> Any:
+    """Numbers below 65536, in a tuple: written as `4`, as the range `0-3`, or as a list of both."""
+    return _option(OptionInfo("number[-number]", help, _parse_numbers, _show_numbers), default)
+
+
+def switch_option(help: str, *, default: Any = dataclasses.MISSING, name: str | None = None) -> Any:
+    """on or off. `name`: outside Python, for those that other programs write with '_'."""
+    return _option(OptionInfo("on|off", help, _parse_switch, _show_switch, name), default)
 
 
 def choice_option(
@@ -79,7 +88,7 @@ def describe(kind: type) -> list[tuple[str, OptionInfo, str]]:
             shown = "automatic"
         else:
             shown = info.show(item.default)
-        rows.append((_outside(item.name), info, shown))
+        rows.append((_outside(item), info, shown))
     return rows
 
 
@@ -88,7 +97,7 @@ def from_mapping(kind: type[T], values: Mapping[str, object], *, what: str) -> T
 
     Raises UsageError, naming `what`, for unknown, missing or unreadable options.
     """
-    infos = {_outside(f.name): f for f in _fields(kind)}
+    infos = {_outside(f): f for f in _fields(kind)}
     arguments: dict[str, object] = {}
     for name, value in values.items():
         if name not in infos:
@@ -105,14 +114,15 @@ def from_mapping(kind: type[T], values: Mapping[str, object], *, what: str) -> T
 
 def to_mapping(value: Any) -> dict[str, object]:
     """The inverse of from_mapping: outside names to JSON values; unset (None) ones are left out."""
-    pairs = ((_outside(f.name), getattr(value, f.name)) for f in _fields(type(value)))
+    pairs = ((_outside(f), getattr(value, f.name)) for f in _fields(type(value)))
     return {name: item for name, item in pairs if item is not None}
 
 
-def parse_pairs(text: str) -> tuple[str, dict[str, object]]:
+def parse_pairs(text: str, repeatable: tuple[str, ...] = ()) -> tuple[str, dict[str, object]]:
     """`head,key=value,key=value` -> (head, mapping); a bare key means on. `,,` is a literal comma.
 
-    Raises UsageError if a key appears twice or is empty.
+    The values of `repeatable` keys come as lists. Raises UsageError if another key appears twice,
+    or one is empty.
     """
     head, *rest = [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
     values: dict[str, object] = {}
@@ -120,10 +130,34 @@ def parse_pairs(text: str) -> tuple[str, dict[str, object]]:
         key, equals, value = part.partition("=")
         if not key:
             raise UsageError(f"{text!r}: empty key in {part!r} (write key=value)")
+        word = value if equals else "on"
+        if key in repeatable:
+            values[key] = [*cast(list[str], values.get(key, [])), word]
+            continue
         if key in values:
             raise UsageError(f"{text!r}: {key}= is given twice")
-        values[key] = value if equals else "on"
+        values[key] = word
     return head, values
+
+
+def to_pairs(value: Any) -> str:
+    """The inverse of parse_pairs and from_mapping: `key=value,key=value`, set options only."""
+    words = {
+        name: _show_switch(item) if isinstance(item, bool) else str(item)
+        for name, item in to_mapping(value).items()
+    }
+    return ",".join(f"{name}={word}".replace(",", ",,") for name, word in words.items())
+
+
+def number_ranges(numbers: Iterable[int]) -> list[str]:
+    """`numbers` in ascending order as few words of numbers_option: 0, 1, 2, 5 -> 0-2, 5."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(set(numbers)):
+        if runs and runs[-1][1] + 1 == number:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return [str(first) if first == last else f"{first}-{last}" for first, last in runs]
 
 
 def unknown(what: str, name: str, valid: list[str]) -> str:
@@ -138,11 +172,14 @@ def _option(info: OptionInfo, default: Any) -> Any:
 
 
 def _fields(kind: Any) -> list[dataclasses.Field[Any]]:
-    return [item for item in dataclasses.fields(kind) if _META in item.metadata]
+    """The options of `kind`: its own first, then those that it inherits."""
+    found = [item for item in dataclasses.fields(kind) if _META in item.metadata]
+    own = inspect.get_annotations(kind)
+    return sorted(found, key=lambda item: item.name not in own)
 
 
-def _outside(name: str) -> str:
-    return name.replace("_", "-")
+def _outside(item: dataclasses.Field[Any]) -> str:
+    return item.metadata[_META].name or item.name.replace("_", "-")
 
 
 def _parse_text(value: object) -> object:
@@ -166,6 +203,24 @@ def _parse_number(value: object) -> object:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise UsageError(f"{value!r} is not a non-negative number")
     return value
+
+
+def _parse_numbers(value: object) -> object:
+    """Anything is refused before it could become a long list."""
+    if isinstance(value, list | tuple):
+        return tuple(number for item in value for number in cast(tuple[int], _parse_numbers(item)))
+    first, dash, last = value.partition("-") if isinstance(value, str) else (value, "", "")
+    low = cast(int, _parse_number(first))
+    high = cast(int, _parse_number(last)) if dash else low
+    if high >= _NUMBERS_END:
+        raise UsageError(f"{high} is out of range: use 0 to {_NUMBERS_END - 1}")
+    if high < low:
+        raise UsageError(f"range {low}-{high} runs backwards: use {high}-{low}")
+    return tuple(range(low, high + 1))
+
+
+def _show_numbers(value: tuple[int, ...]) -> str:
+    return ", ".join(number_ranges(value)) or "none"
 
 
 def _parse_switch(value: object) -> object:

@@ -21,6 +21,9 @@ from minivmm.stats import Stats
 
 _log = logging.getLogger(__name__)
 
+_FAULTS = (EXIT_EFAULT, Exit.MEMORY_FAULT)
+"""KVM_RUN failed with EFAULT: a page of the guest is not to be had."""
+
 
 class ExitServer:
     """Finds the device for an exit. One per machine; the caller holds the lock."""
@@ -29,6 +32,7 @@ class ExitServer:
         self._mmio = mmio
         self._pio = pio
         self._stats = stats
+        self._accessing: HypervisorVcpu | None = None
 
     def serve_io(self, vcpu: HypervisorVcpu) -> Action | None:
         """KVM_EXIT_IO: `count` accesses of `size` bytes at one port (string I/O has count > 1)."""
@@ -47,6 +51,7 @@ class ExitServer:
 
     def serve_mmio(self, vcpu: HypervisorVcpu) -> Action | None:
         """KVM_EXIT_MMIO: one access of 1, 2, 4 or 8 bytes."""
+        self._accessing = vcpu
         mmio = vcpu.mmio
         gpa, size = mmio.phys_addr, mmio.len
         if mmio.is_write:
@@ -56,12 +61,21 @@ class ExitServer:
         vcpu.set_mmio_value(self._mmio.read(gpa, size))
         return None
 
+    def accessor(self) -> tuple[int, int] | None:
+        """Number and instruction pointer of the vCPU whose memory access is being served.
+
+        For the device that serves it; see Vcpu.instruction_pointer for what it is after a write.
+        """
+        vcpu = self._accessing
+        return None if vcpu is None else (vcpu.index, vcpu.instruction_pointer())
+
 
 class VcpuGroup:
     """All vCPUs of a machine: one thread each, started, parked, resumed and stopped together.
 
-    `on_action` and `on_failure` are called from vCPU threads with the lock held; they must not
-    wait for vCPUs, but may call `park`.
+    `on_action`, `on_fault` and `on_failure` are called from vCPU threads with the lock held; they
+    must not wait for vCPUs, but may call `park`. `on_fault` is told of a vCPU that KVM cannot give
+    the memory that it wants, and says whether to try again: otherwise it is a failure.
     """
 
     def __init__(
@@ -72,6 +86,7 @@ class VcpuGroup:
         stats: Stats,
         *,
         on_action: Callable[[Action], None],
+        on_fault: Callable[[HypervisorVcpu], bool],
         on_failure: Callable[[str], None],
     ) -> None:
         self._vcpus = vcpus
@@ -79,6 +94,7 @@ class VcpuGroup:
         self._lock = lock
         self._stats = stats
         self._on_action = on_action
+        self._on_fault = on_fault
         self._on_failure = on_failure
         self._gate = threading.Condition()
         self._hold = False
@@ -177,7 +193,8 @@ class VcpuGroup:
             action = self._server.serve_mmio(vcpu)
         else:
             self._stats.count(_name(reason))
-            self._on_failure(_explain(vcpu, reason))
+            if reason not in _FAULTS or not self._on_fault(vcpu):
+                self._on_failure(_explain(vcpu, reason))
         if action is not None:
             self._on_action(action)
 
@@ -194,6 +211,8 @@ def blame(error: Exception) -> str:
 
 
 def _name(reason: int) -> str:
+    if reason == EXIT_EFAULT:
+        return "fault"
     try:
         return Exit(reason).name.lower()
     except ValueError:
@@ -213,6 +232,9 @@ def _explain(vcpu: HypervisorVcpu, reason: int) -> str:
         return f"KVM cannot run this guest code (internal error {suberror}): {where}"
     if reason == Exit.FAIL_ENTRY:
         return f"KVM refused to enter the guest: {where}"
-    if reason in (EXIT_EFAULT, Exit.MEMORY_FAULT):
-        return f"the host cannot supply guest memory (out of memory?): {where}"
+    if reason in _FAULTS:
+        return (
+            "the host cannot supply guest memory (out of memory, or of huge pages: prealloc=on"
+            f" notices that in time): {where}"
+        )
     return f"unexpected exit ({_name(reason)}): {where}"

@@ -3,7 +3,8 @@
     RSDP -> XSDT -> FADT -> DSDT (dsdt.py)
                     MADT   CPUs and I/O APIC
                     MCFG   PCI configuration space of bus 0
-                    SRAT   which memory, now and later, belongs to which node
+                    SRAT   which CPUs and which memory, now and later, belong to which node
+                    SLIT   distances of the nodes, if the user declared any
 
 ACPI is hardware-reduced: no SCI, PM timer, GPEs or fixed registers, hence nothing of them to model
 or to probe. Linux then also drops PIC and PIT; time comes from kvmclock (reference F.11).
@@ -12,11 +13,12 @@ or to probe. Linux then also drops PIC and PIT; time comes from kvmclock (refere
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from minivmm.boot import places
-from minivmm.boot.dsdt import BOOT_NODE, dsdt_body
+from minivmm.boot.dsdt import dsdt_body
+from minivmm.boot.nodes import Topology
+from minivmm.boot.numa import resolve
 from minivmm.errors import UsageError
 from minivmm.memory.guest import GuestMemory
 from minivmm.memory.layout import AddressMap
@@ -34,6 +36,7 @@ from minivmm.spec.acpi import (
     Mcfg,
     McfgAllocation,
     Rsdp,
+    Slit,
     Srat,
     SratLocalApic,
     SratMemory,
@@ -66,6 +69,14 @@ class Platform:
     address_map: AddressMap
     cpus: int
     hotplug: tuple[MemoryAffinity, ...] = ()
+    numa: Topology | None = None
+    """Nodes of CPUs and boot memory; without them, node 0 has it all."""
+
+    @property
+    def topology(self) -> Topology:
+        """`numa`, or the only node."""
+        memory = sum(window.size for window in self.address_map.ram)
+        return self.numa or resolve((), cpus=self.cpus, memory=memory, devices={})
 
 
 def write_tables(memory: GuestMemory, machine: Platform) -> int:
@@ -85,6 +96,8 @@ def write_tables(memory: GuestMemory, machine: Platform) -> int:
         writer.add(mcfg(machine.address_map)),
         writer.add(srat(machine)),
     ]
+    if machine.topology.distances:
+        tables.append(writer.add(slit(machine.topology)))
     xsdt = writer.add(
         seal(TableHeader(signature=b"XSDT"), struct.pack(f"<{len(tables)}Q", *tables))
     )
@@ -151,21 +164,33 @@ def srat(machine: Platform) -> bytes:
     The last is what makes Linux set up bounce buffers at boot for memory above 4 GiB that comes
     later, and know the later memory's node (reference D.8). Boot memory must not be hot-pluggable.
     """
-    return seal(Srat(), *_affinities(machine))
+    topology = machine.topology
+    cpus = (SratLocalApic(node_low=node, apic_id=cpu) for node, cpu in topology.cpus_by_node())
+    return seal(Srat(), *cpus, *_memory_affinities(machine))
 
 
-def _affinities(machine: Platform) -> Iterable[Record]:
-    for index in range(machine.cpus):
-        yield SratLocalApic(node_low=BOOT_NODE, apic_id=index)
-    for window in machine.address_map.ram:
-        yield SratMemory(node=BOOT_NODE, base=window.base, size=window.size)
-    for region in machine.hotplug:
-        yield SratMemory(
+def slit(topology: Topology) -> bytes:
+    """Distances from every node to every node."""
+    rows = (bytes(row) for row in topology.distances)
+    return seal(Slit(localities=len(topology.nodes)), *rows)
+
+
+def _memory_affinities(machine: Platform) -> list[SratMemory]:
+    """By node, as the CPUs: then Linux gives the nodes their own numbers (Topology)."""
+    boot = [
+        SratMemory(node=node, base=part.base, size=part.size)
+        for node, part in machine.topology.split(machine.address_map.ram)
+    ]
+    later = [
+        SratMemory(
             node=region.node,
             base=region.base,
             size=region.size,
             flags=AffinityFlag.ENABLED | AffinityFlag.HOT_PLUGGABLE,
         )
+        for region in machine.hotplug
+    ]
+    return sorted([*boot, *later], key=lambda entry: entry.node)
 
 
 def _port(port: int) -> GenericAddress:

@@ -1,6 +1,7 @@
 """CPUID for one vCPU: what KVM supports, with identity, topology and limits of our machine.
 
-`count` single-threaded cores share one socket, and APIC ids are vCPU indexes.
+A socket has `count` single-threaded cores; APIC ids are vCPU indexes, so their upper bits name the
+socket. No socket spans two NUMA nodes (Topology.socket_cpus): Linux takes it for a shared cache.
 Sources: Intel SDM vol. 2A "CPUID"; AMD APM vol. 3 appendix E; Linux
 Documentation/virt/kvm/x86/cpuid.rst; reference F.7.
 """
@@ -53,7 +54,7 @@ _REPLACED = (LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2, LEAF_AMD_TOPOLOGY, LEAF_AMD_SVM)
 
 @dataclass(frozen=True)
 class _Cpu:
-    """The vCPU that leaves are made for."""
+    """The vCPU that leaves are made for, and how many share its socket."""
 
     index: int
     count: int
@@ -87,7 +88,7 @@ def guest_cpuid(
     phys_bits: int,
     tsc_deadline: bool = False,
 ) -> list[CpuidEntry]:
-    """Leaves for vCPU `index` of `count`, whose physical addresses have `phys_bits` bits.
+    """Leaves for vCPU `index`, in a socket of `count`, for addresses of `phys_bits` bits.
 
     `tsc_deadline`: KVM has KVM_CAP_TSC_DEADLINE_TIMER; kernels before 6.13 say so only there.
     """
@@ -160,8 +161,9 @@ def _address_sizes(entry: CpuidEntry, cpu: _Cpu) -> CpuidEntry:
 
 
 def _amd_identity(entry: CpuidEntry, cpu: _Cpu) -> CpuidEntry:
-    """APIC id; core id with one thread a core; node 0 of one."""
-    return replace(entry, eax=cpu.index, ebx=cpu.index & 0xFF, ecx=0, edx=0)
+    """APIC id; core id with one thread a core; the socket as AMD's node, one in each."""
+    socket = cpu.index >> cpu.core_bits
+    return replace(entry, eax=cpu.index, ebx=cpu.index & 0xFF, ecx=socket & 0xFF, edx=0)
 
 
 _PATCHES: dict[int, Callable[[CpuidEntry, _Cpu], CpuidEntry]] = {

@@ -31,8 +31,8 @@ NOTIFY_BUTTON_PRESSED = 0x80
 """Device notification of a power button (ACPI 6.5, table 5.168)."""
 POWER_BLOCK_PORTS = 4
 
-BOOT_NODE = 0
-"""NUMA node of all CPUs, boot memory and the PCI bridge."""
+PCI_NODE = 0
+"""NUMA node of the PCI bridge: every machine has that one."""
 
 
 def dsdt_body(address_map: AddressMap) -> bytes:
@@ -66,7 +66,7 @@ def _pci_root(address_map: AddressMap) -> bytes:
         aml.name("_UID", aml.integer(0)),
         aml.name("_SEG", aml.integer(0)),
         aml.name("_BBN", aml.integer(0)),
-        aml.name("_PXM", aml.integer(BOOT_NODE)),
+        aml.name("_PXM", aml.integer(PCI_NODE)),
         aml.name("_CRS", windows),
     )
 

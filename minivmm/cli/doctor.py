@@ -13,11 +13,16 @@ from minivmm.errors import HostError
 from minivmm.guest.busybox import find_busybox
 from minivmm.guest.kernels import fetched
 from minivmm.lab.machine import find_qemu, find_virtiofsd
+from minivmm.memory import hugepages
+from minivmm.memory.hugepages import THP_ANON, THP_SHMEM, Pool
 from minivmm.memory.region import Region
-from minivmm.units import MIB, format_size
+from minivmm.units import GIB, MIB, format_size
 
-HUGEPAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+MAPPINGS = Path("/proc/sys/vm/max_map_count")
+
+USUAL_MAPPINGS = 65530
+"""The kernel's default of vm.max_map_count. protect= needs two for each run of plugged blocks."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,11 @@ def examine(accel: Accel) -> list[Check]:
         _program("busybox", find_busybox, True),
         _kernels(),
         _mapping(),
-        _setting("huge pages", HUGEPAGES, lambda text: "[never]" not in text),
+        _transparent("thp", "enabled", THP_ANON),
+        _transparent("thp shared", "shmem_enabled", THP_SHMEM),
+        *_hugetlb(),
         _setting("overcommit", OVERCOMMIT, lambda text: text != "2"),
+        _setting("mappings", MAPPINGS, lambda text: int(text) >= USUAL_MAPPINGS),
     ]
 
 
@@ -104,6 +112,33 @@ def _mapping() -> Check:
     except HostError as error:
         return Check("memory", False, str(error), "free memory, or vm.overcommit_memory=1")
     return Check("memory", True, f"{format_size(size)} can be mapped")
+
+
+def _transparent(name: str, setting: str, allowing: tuple[str, ...]) -> Check:
+    """Do guests of backing=anon, or memfd, get transparent huge pages with thp=on?"""
+    found = hugepages.thp_setting(setting)
+    if found is None:
+        return Check(name, False, "not in this host's kernel", "another kernel", needed=False)
+    cure = f"`echo {allowing[-1]} > {hugepages.thp_switch(setting)}`"
+    size = format_size(hugepages.thp_size() or 0)
+    return Check(name, found in allowing, f"pages of {size}: {found}", cure, needed=False)
+
+
+def _hugetlb() -> list[Check]:
+    """The pools that backing=hugetlb takes its pages from."""
+    pools = hugepages.pools().values()
+    if not pools:
+        return [Check("hugetlb", False, "not in this host's kernel", "another kernel", False)]
+    return [_pool(pool) for pool in pools]
+
+
+def _pool(pool: Pool) -> Check:
+    size = format_size(pool.page_size)
+    detail = f"{pool.free} of {pool.total} pages free, {format_size(pool.available)} to be had"
+    cure = f"`echo N > {hugepages.pool_directory(pool.page_size)}/nr_hugepages`"
+    if pool.page_size >= GIB:
+        cure += f", or boot with hugepagesz={size} hugepages=N, as memory becomes fragmented"
+    return Check(f"hugetlb {size}", pool.available > 0, detail, cure, needed=False)
 
 
 def _setting(name: str, path: Path, good: Callable[[str], bool]) -> Check:

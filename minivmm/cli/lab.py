@@ -15,6 +15,7 @@ from types import FrameType
 
 from minivmm import runtime
 from minivmm.board import plan_board
+from minivmm.boot.numa import numa_text
 from minivmm.cli.boot import BootOptions
 from minivmm.cli.console_input import in_foreground
 from minivmm.cli.ending import recorded
@@ -24,7 +25,7 @@ from minivmm.errors import Interrupted, Timeout
 from minivmm.guest.kernels import find, newest
 from minivmm.lab.lab import DEFAULT_MEMORY, RUNTIME_DIR, Lab, lab_kernel
 from minivmm.machine_spec import DEVICE_TYPES, MachineSpec, spec_to_json
-from minivmm.options import to_mapping
+from minivmm.options import to_mapping, to_pairs
 from minivmm.units import GIB, parse_size
 
 OVERHEAD = 2 * GIB
@@ -41,11 +42,20 @@ STDIN = 0
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.usage = "minivmm lab [-k KERNEL] [-m SIZE] [-p N] [--timeout T] [-v] [-- CMD...]"
+    parser.usage = (
+        "minivmm lab [-k KERNEL] [-m SIZE] [-p N] [--append WORDS] [--timeout T] [-v] [-- CMD...]"
+    )
     parser.add_argument("-k", "--kernel", help="kernel of the lab itself (default: 6.12)")
     parser.add_argument("-m", "--memory", metavar="SIZE", help="its memory (default: 3G)")
     parser.add_argument(
         "-p", "--cpus", metavar="N", type=int, default=2, help="its CPUs, at most (default: 2)"
+    )
+    parser.add_argument(
+        "--append",
+        metavar="WORDS",
+        action="append",
+        default=[],
+        help="more options for its kernel; may be repeated (hugepagesz=1G hugepages=1)",
     )
     parser.add_argument("--timeout", metavar="T", help="end after T (30s, 2m) with status 124")
     parser.add_argument("-v", "--verbose", action="store_true", help="show its console")
@@ -59,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     command = args.command or [os.environ.get("SHELL", "/bin/sh")]
     with (
         _time_limit(timeout),
-        Lab(kernel, memory=memory, cpus=args.cpus, verbose=args.verbose) as lab,
+        Lab(kernel, memory=memory, cpus=args.cpus, append=args.append, verbose=args.verbose) as lab,
     ):
         return _run(lab, command, interactive=True)
 
@@ -80,6 +90,7 @@ def boot_arguments(spec: MachineSpec, options: BootOptions) -> list[str]:
     words += [f"--append={text}" for text in spec.append]
     for device in spec.devices:
         words.append(f"--device={_device_text(device)}")
+    words += [f"--numa={numa_text(entry)}" for entry in spec.numa]
     for flag in ("stats", "json", "verbose", "quiet", "debug"):
         words += [f"--{flag}"] if getattr(options, flag) else []
     words += [f"--status={options.status}"] if options.status is not None else []
@@ -146,10 +157,9 @@ def _run(
 
 
 def _device_text(device: object) -> str:
-    """The text that --device takes; a comma in a value is doubled."""
+    """The text that --device takes."""
     driver = next(name for name, kind in DEVICE_TYPES.items() if isinstance(device, kind))
-    pairs = (f"{key}={value}".replace(",", ",,") for key, value in to_mapping(device).items())
-    return ",".join([driver, *pairs])
+    return f"{driver},{to_pairs(device)}"
 
 
 def _memory(spec: MachineSpec) -> int:

@@ -45,6 +45,9 @@ class HypervisorVcpu(Protocol):
     def set_mmio_value(self, value: int) -> None:
         """Answer the read of an Exit.MMIO."""
 
+    def instruction_pointer(self) -> int:
+        """RIP at the last exit."""
+
     def describe(self) -> str:
         """One line of registers."""
 

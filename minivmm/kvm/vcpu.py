@@ -155,6 +155,17 @@ class Vcpu(ExitArea):
             if self._tid:
                 _libc.tgkill(os.getpid(), self._tid, KICK_SIGNAL)
 
+    def instruction_pointer(self) -> int:
+        """RIP at the last exit, in its thread. Raises HostError.
+
+        That of the instruction that read from a device, but behind one that wrote: KVM has finished
+        a write before it exits, a read it finishes afterwards.
+        """
+        regs = abi.KvmRegs()
+        call(self._fd, Ioctl.GET_REGS, byref(regs), to="read registers")
+        rip: int = regs.rip
+        return rip
+
     def describe(self) -> str:
         """Where the CPU is and in which mode: one line of registers. Raises HostError."""
         regs, sregs = abi.KvmRegs(), abi.KvmSregs()

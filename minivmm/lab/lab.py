@@ -31,9 +31,9 @@ MARK = "MINIVMM_LAB"
 class Lab:
     """A running lab. It ends with `close`, and with the thread that started it.
 
-    `memory` in bytes; `cpus` at most, fewer if QEMU is not up to it (machine.usable_cpus). Raises
-    HostError when something is missing or the machine does not come up, ImageError when the kernel
-    is not fit for it, UsageError for a bad size.
+    `memory` in bytes; `cpus` at most, fewer if QEMU is not up to it (machine.usable_cpus); `append`
+    are more options for its kernel. Raises HostError when something is missing or the machine does
+    not come up, ImageError when the kernel is not fit for it, UsageError for a bad size.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Lab:
         *,
         memory: int = DEFAULT_MEMORY,
         cpus: int = 2,
+        append: Sequence[str] = (),
         verbose: bool = False,
         timeout: float = START_TIMEOUT,
     ) -> None:
@@ -61,6 +62,7 @@ class Lab:
                 build_image(kernel.release, kernel.modules),
                 memory=memory,
                 cpus=cpus,
+                append=append,
             )
             starting.callback(machine.stop)
             helpers = [machine.files_pid]

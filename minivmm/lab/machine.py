@@ -99,11 +99,20 @@ def virtiofsd_command(program: str, listener: int, *, root: bool) -> list[str]:
 
 
 def qemu_command(
-    program: str, *, kernel: Path, initrd: str, memory: int, cpus: int, files: int, wire: int
+    program: str,
+    *,
+    kernel: Path,
+    initrd: str,
+    memory: int,
+    cpus: int,
+    files: int,
+    wire: int,
+    append: Sequence[str] = (),
 ) -> list[str]:
     """QEMU's command line; `files` and `wire` are descriptors of connected sockets.
 
-    `memory` in bytes, a multiple of 1 MiB. The console is stdout.
+    `memory` in bytes, a multiple of 1 MiB; `append` goes behind the kernel's options. The console
+    is stdout.
 
     maxcpus stays above one, or QEMU would leave the memory barriers out of the code it makes, and
     the rings shared with virtiofsd rely on them.
@@ -129,7 +138,8 @@ def qemu_command(
         *("-device", "vhost-user-fs-pci,chardev=files,tag=host"),
         *("-chardev", f"socket,id=wire,fd={wire}", "-device", "virtio-serial-pci,max_ports=2"),
         *("-device", "virtserialport,chardev=wire,nr=1,name=minivmm.lab"),
-        *("-kernel", str(kernel), "-initrd", initrd, "-append", " ".join(KERNEL_OPTIONS)),
+        *("-kernel", str(kernel), "-initrd", initrd),
+        *("-append", " ".join((*KERNEL_OPTIONS, *append))),
     ]
 
 
@@ -140,7 +150,15 @@ class OuterMachine:
     whoever takes these two descriptors closes them.
     """
 
-    def __init__(self, kernel: Path, initramfs: bytes, *, memory: int, cpus: int) -> None:
+    def __init__(
+        self,
+        kernel: Path,
+        initramfs: bytes,
+        *,
+        memory: int,
+        cpus: int,
+        append: Sequence[str] = (),
+    ) -> None:
         qemu, virtiofsd = find_qemu(), find_virtiofsd()
         self._processes: list[subprocess.Popen[bytes]] = []
         passed: list[int] = []  # to the processes, closed here
@@ -163,6 +181,7 @@ class OuterMachine:
                 cpus=usable_cpus(_output([qemu, "--version"]), cpus),
                 files=connection,
                 wire=wire,
+                append=append,
             )
             self._start(command, [connection, wire, initrd], log_end)
         except BaseException:

@@ -46,7 +46,7 @@ def pools() -> dict[int, Pool]:
 
 def pool(page_size: int) -> Pool:
     """The pool of that size as of now. Raises OSError if the host has no pages of that size."""
-    directory = MM / f"hugepages/hugepages-{page_size // KIB}kB"
+    directory = pool_directory(page_size)
 
     def count(name: str) -> int:
         return int((directory / name).read_text())
@@ -59,6 +59,11 @@ def pool(page_size: int) -> Pool:
         surplus=count("surplus_hugepages"),
         overcommit=count("nr_overcommit_hugepages"),
     )
+
+
+def pool_directory(page_size: int) -> Path:
+    """Where the pool of that size is shown and set."""
+    return MM / f"hugepages/hugepages-{page_size // KIB}kB"
 
 
 def thp_size() -> int | None:

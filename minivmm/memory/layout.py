@@ -83,15 +83,29 @@ class AddressMap:
     phys_bits: int
     """Width of a guest physical address."""
 
+    def warnings(self) -> list[str]:
+        """One line for each region of which the guest's CPU cannot address all."""
+        limit = 1 << self.phys_bits
+        return [
+            f"{name}: region {window} ends beyond the guest's {self.phys_bits} address bits"
+            f" ({limit - 1:#x}): its driver will refuse it; use a smaller size= or memaddr="
+            for name, window in self.regions.items()
+            if window.end > limit
+        ]
 
-def plan(memory: int, requests: Sequence[RegionRequest], phys_bits: int) -> AddressMap:
+
+def plan(
+    memory: int, requests: Sequence[RegionRequest], phys_bits: int, *, reach: int | None = None
+) -> AddressMap:
     """The address map for `memory` bytes of RAM and the device regions of `requests`.
 
-    Explicit addresses are honoured first; the other regions take the lowest gaps above RAM. Raises
+    Explicit addresses are honoured first; the other regions take the lowest gaps above RAM. Regions
+    may lie beyond the guest's 2**phys_bits if they are below 2**reach, the host's. Raises
     UsageError: memory below 64 MiB or not in whole pages, a device id used twice, an explicit
-    address that is misaligned or taken, anything beyond 2**phys_bits.
+    address that is misaligned or taken, anything too high.
     """
     ram = _place_ram(memory)
+    _check_reach("memory", ram[-1], phys_bits)
     explicit = [item for item in requests if item.address is not None]
     automatic = [item for item in requests if item.address is None]
     placed: dict[str, Window] = {}
@@ -100,7 +114,7 @@ def plan(memory: int, requests: Sequence[RegionRequest], phys_bits: int) -> Addr
             raise UsageError(f"device id {item.id!r} is used twice: give each device its own id=")
         taken = [*ram, *placed.values()]
         window = _honour(item, taken) if item.address is not None else _fit(item, taken)
-        _check_reach(f"{item.id}: region", window, phys_bits)
+        _check_reach(f"{item.id}: region", window, reach or phys_bits)
         placed[item.id] = window
     return AddressMap(
         ram=ram,
@@ -164,18 +178,24 @@ def _fit(item: RegionRequest, taken: Iterable[Window]) -> Window:
     return window
 
 
-def _place_mmio64(taken: Iterable[Window], phys_bits: int) -> Window:
-    end = max(window.end for window in taken)
-    base = max(platform.HIGH_RAM_START, align_up(end, GIB))
-    size = min(MMIO64_SIZE, (1 << phys_bits) - base)
-    window = Window(base, max(size, MMIO64_MINIMUM))
-    _check_reach("64-bit PCI window", window, phys_bits)
-    return window
+def _place_mmio64(taken: Sequence[Window], phys_bits: int) -> Window:
+    """The highest gap that the CPU can address, which is the one behind everything if possible."""
+    bases = {max(platform.HIGH_RAM_START, align_up(one.end, GIB)) for one in taken}
+    for base in sorted(bases, reverse=True):
+        end = min([1 << phys_bits, *(one.base for one in taken if one.base >= base)])
+        window = Window(base, min(MMIO64_SIZE, align_down(end, GIB) - base))
+        if window.size >= MMIO64_MINIMUM and not any(window.overlaps(one) for one in taken):
+            return window
+    raise _too_high("64-bit PCI window", Window(max(bases), MMIO64_MINIMUM), phys_bits)
 
 
 def _check_reach(what: str, window: Window, phys_bits: int) -> None:
     if window.end > 1 << phys_bits:
-        raise UsageError(
-            f"{what} ends at {window.end:#x}, but this CPU addresses {phys_bits} bits,"
-            f" up to {1 << phys_bits:#x}: use a smaller -m, size= or memaddr="
-        )
+        raise _too_high(what, window, phys_bits)
+
+
+def _too_high(what: str, window: Window, phys_bits: int) -> UsageError:
+    return UsageError(
+        f"{what} ends at {window.end:#x}, but this CPU addresses {phys_bits} bits,"
+        f" up to {1 << phys_bits:#x}: use a smaller -m, size= or memaddr="
+    )

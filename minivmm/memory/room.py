@@ -28,12 +28,12 @@ def _host() -> int:
 
 
 def _groups() -> list[Path]:
-    """Our cgroup and those that it is in, except the root, which has no limit."""
-    found = re.search(r"^0::/(.+)$", OWN_CGROUP.read_text(), re.MULTILINE)
+    """Our cgroup and those that it is in. The root that we see may be a container's."""
+    found = re.search(r"^0::/(.*)$", OWN_CGROUP.read_text(), re.MULTILINE)
     if found is None:
         return []
     own = CGROUPS / found[1]
-    return [group for group in (own, *own.parents) if CGROUPS in group.parents]
+    return [group for group in (own, *own.parents) if group.is_relative_to(CGROUPS)]
 
 
 def _left(group: Path) -> int | None:

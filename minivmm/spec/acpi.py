@@ -1,4 +1,4 @@
-"""ACPI tables as bytes: RSDP, table header, FADT, MADT, MCFG, SRAT.
+"""ACPI tables as bytes: RSDP, table header, FADT, MADT, MCFG, SRAT, SLIT.
 
 Source: ACPI 6.5 section 5.2; MCFG: PCI firmware specification 3.3, 4.1.2. Reference F.11, E.11.
 The AML world has a file of its own: acpi_resources.py.
@@ -221,3 +221,12 @@ class SratMemory(Record):
     reserved_18: int = u32()
     flags: int = u32(AffinityFlag.ENABLED)
     reserved_20: bytes = pad(8)
+
+
+@record
+class Slit(Record):
+    """SLIT: 44 bytes, followed by one byte for each (from, to) pair of nodes, row by row."""
+
+    header: TableHeader = nested(TableHeader, TableHeader(signature=b"SLIT"))
+    localities: int = u64()
+    """Number of nodes: there are its square of distances."""

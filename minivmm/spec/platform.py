@@ -52,3 +52,6 @@ GED_GSI = 9
 
 FIRST_MSI_GSI = 24
 """GSIs 0-23 are IOAPIC pins; MSI routes start here."""
+
+MAX_NODES = 64
+"""NUMA nodes that Linux on x86-64 is built for by default (CONFIG_NODES_SHIFT=6)."""

@@ -1,4 +1,4 @@
-"""Virtio itself: status, features, the split virtqueue (virtio-spec 2.1, 2.2, 2.7, 6)."""
+"""Virtio itself: status, features, virtqueues of both formats (virtio-spec 2 and 6)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Feature(IntEnum):
 
 
 MAX_QUEUE_SIZE = 32768
-"""Largest split queue, in descriptors (virtio-spec 2.7)."""
+"""Largest queue, in descriptors (virtio-spec 2.7, 2.8)."""
 MAX_CHAIN_BYTES = 1 << 32
 """Largest sum of buffer lengths in one chain (virtio-spec 2.7.5.1)."""
 
@@ -102,3 +102,49 @@ def avail_ring_size(queue_size: int) -> int:
 def used_ring_size(queue_size: int) -> int:
     """Bytes of the used ring, avail_event included."""
     return RingHeader.SIZE + UsedElement.SIZE * queue_size + 2
+
+
+@record
+class PackedDescriptor(Record):
+    """Descriptor of a packed ring; its flags are DescriptorFlags and PackedFlags (2.8.13)."""
+
+    addr: int = u64()
+    len: int = u32()
+    id: int = u16()
+    flags: int = u16()
+
+
+class PackedFlags(IntFlag):
+    """Flags that only packed descriptors have; they are read by wrap counters (2.8.1)."""
+
+    AVAIL = 1 << 7
+    USED = 1 << 15
+
+
+@record
+class EventSuppression(Record):
+    """Event suppression structure of a packed ring: a position, and what it is for (2.8.14)."""
+
+    position: int = u16()
+    """Descriptor in bits 14:0, wrap counter in bit 15."""
+    flags: int = u16()
+
+
+class EventFlags(IntEnum):
+    """Flags of an event suppression structure, bits 1:0 (virtio-spec 2.8.10); 3 is reserved."""
+
+    ENABLE = 0
+    DISABLE = 1
+    DESCRIPTOR = 2
+
+
+EVENT_FLAGS_MASK = 3
+WRAP_COUNTER = 1 << 15
+"""The wrap counter in positions of a packed ring."""
+PACKED_RING_ALIGNMENT = 16
+EVENT_ALIGNMENT = 4
+
+
+def packed_ring_size(queue_size: int) -> int:
+    """Bytes of a packed ring of `queue_size` descriptors."""
+    return PackedDescriptor.SIZE * queue_size

@@ -7,26 +7,23 @@
     answer = vcpu.script_mmio_read(0xC000_0014, 4)
     vcpu.script_shutdown()
 
-It refuses what KVM refuses (overlapping slots, double doorbells, ...) with HostError, and a
-scripted write to a doorbell rings it without an exit.
+It refuses what KVM refuses (overlapping slots, double doorbells, ...) with HostError. A scripted
+write to a doorbell rings it without an exit, and an access inside a memslot goes to the memory
+there, or ends run() with EFAULT if that is forbidden (mprotect), as with EPT or NPT.
 """
 
 from __future__ import annotations
 
 import os
-import threading
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from minivmm.errors import HostError
 from minivmm.kvm import abi
-from minivmm.kvm.exits import ExitArea
 from minivmm.kvm.ioctl import Ioctl
-from minivmm.spec.x86 import CpuidEntry, CpuState
-from minivmm.units import is_power_of_two
+from minivmm.spec.x86 import CpuidEntry
+from minivmm.testing.fake_vcpu import PAGE, FakeVcpu
 
-_PAGE = 4096
 _INDEXED = 1
 """KVM_CPUID_FLAG_SIGNIFCANT_INDEX."""
 
@@ -53,25 +50,6 @@ _CAPABILITIES = dict.fromkeys(abi.Cap, 1) | {
 }
 
 
-@dataclass
-class Answer:
-    """What the VMM answered to a scripted read; `value` is None until the guest goes on."""
-
-    value: int | None = None
-
-
-@dataclass(frozen=True)
-class _Access:
-    """A scripted IO or MMIO exit; `data` is what a write carries, None for a read."""
-
-    reason: int
-    address: int
-    size: int
-    count: int
-    data: bytes | None
-    answer: Answer = field(default_factory=Answer)
-
-
 @dataclass(frozen=True)
 class MemorySlot:
     """A slot as it was set: guest and host address, size in bytes."""
@@ -80,145 +58,6 @@ class MemorySlot:
     size: int
     hva: int
     readonly: bool
-
-
-class FakeVcpu(ExitArea):
-    """Follows its script; when it is over, the guest is halted: run() waits for a kick.
-
-    Scripts may be extended at any time, from any thread.
-    """
-
-    def __init__(self, vm: FakeVm, index: int) -> None:
-        super().__init__(bytearray(2 * _PAGE))
-        self.index = index
-        self.cpuid: list[CpuidEntry] = []
-        """What initialise() was given."""
-        self.states: list[CpuState | None] = []
-        """The state of initialise(), then that of every reset()."""
-        self.runs = 0
-        """How often run() was called."""
-        self._vm = vm
-        self._script: deque[_Access | int] = deque()
-        self._pending: _Access | int | None = None  # the exit that the VMM now works on
-        self._changed = threading.Condition()
-
-    def initialise(self, cpuid: Sequence[CpuidEntry], state: CpuState | None) -> None:
-        """Record CPUID and first state."""
-        self.cpuid = list(cpuid)
-        self.states.append(state)
-
-    def reset(self, state: CpuState | None) -> None:
-        """Finish the pending access and record the state; the script goes on."""
-        self.finish_access()
-        self.states.append(state)
-
-    def script_out(self, port: int, data: bytes, *, size: int = 1) -> None:
-        """The guest writes `data` to `port`, in items of `size` bytes: one exit."""
-        count, rest = divmod(len(data), size)
-        if rest or not count:
-            raise ValueError(f"{len(data)} bytes are no items of {size}")
-        self._extend(_Access(abi.Exit.IO, port, size, count, data))
-
-    def script_in(self, port: int, *, size: int = 1, count: int = 1) -> Answer:
-        """The guest reads `count` items of `size` bytes from `port`."""
-        return self._extend(_Access(abi.Exit.IO, port, size, count, None)).answer
-
-    def script_mmio_write(self, gpa: int, size: int, value: int) -> None:
-        """The guest writes the low `size` bytes of `value` to `gpa`; no exit at a doorbell."""
-        data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
-        self._extend(_Access(abi.Exit.MMIO, gpa, size, 1, data))
-
-    def script_mmio_read(self, gpa: int, size: int) -> Answer:
-        """The guest reads `size` bytes from `gpa`."""
-        return self._extend(_Access(abi.Exit.MMIO, gpa, size, 1, None)).answer
-
-    def script_shutdown(self) -> None:
-        """The guest ends in a triple fault."""
-        self.script_exit(abi.Exit.SHUTDOWN)
-
-    def script_halt(self) -> None:
-        """The guest halts until the next kick."""
-        self.script_exit(abi.Exit.HLT)
-
-    def script_exit(self, reason: int) -> None:
-        """An exit without details: any abi.Exit, or abi.EXIT_EFAULT.
-
-        Exit.HLT is none, as in KVM with its LAPICs in the kernel: it is script_halt().
-        """
-        self._append(reason)
-
-    def wait_idle(self, timeout: float = 5.0) -> bool:
-        """Wait up to `timeout` seconds for the whole script to be served; True if it is."""
-        with self._changed:
-            return self._changed.wait_for(self._served, timeout)
-
-    def _served(self) -> bool:
-        return not self._script and self._pending is None
-
-    def run(self) -> int:
-        """Finish the last access, then the next exit of the script, or Exit.INTR if kicked."""
-        self.runs += 1
-        self.finish_access()
-        with self._changed:
-            while True:
-                self._changed.wait_for(lambda: self.run_page.immediate_exit or self._script)
-                if self.run_page.immediate_exit:
-                    self.run_page.immediate_exit = 0
-                    return abi.Exit.INTR
-                step = self._script.popleft()
-                if step == abi.Exit.HLT:
-                    self._changed.wait_for(lambda: self.run_page.immediate_exit)
-                elif isinstance(step, int) or self._show(step):
-                    self._pending = step
-                    reason = step if isinstance(step, int) else step.reason
-                    self.run_page.exit_reason = reason
-                    return reason
-
-    def finish_access(self) -> None:
-        """Take the VMM's answer to the access of the last exit."""
-        with self._changed:
-            step, self._pending = self._pending, None
-            if isinstance(step, _Access) and step.data is None:
-                mmio = step.reason == abi.Exit.MMIO
-                value = self.mmio_value() if mmio else int.from_bytes(self.io_data(), "little")
-                step.answer.value = value
-            self._changed.notify_all()
-
-    def kick(self) -> None:
-        """Have run() return Exit.INTR, now or when it is called next."""
-        with self._changed:
-            self.run_page.immediate_exit = 1
-            self._changed.notify_all()
-
-    def describe(self) -> str:
-        """One line, without registers."""
-        return f"cpu{self.index} (fake, {self.runs} runs)"
-
-    def _extend(self, access: _Access) -> _Access:
-        if access.size > 8 or not is_power_of_two(access.size):
-            raise ValueError(f"no access has {access.size} bytes")
-        self._append(access)
-        return access
-
-    def _append(self, step: _Access | int) -> None:
-        with self._changed:
-            self._script.append(step)
-            self._changed.notify_all()
-
-    def _show(self, step: _Access) -> bool:
-        """Fill run_page; False if there is nothing to show because a doorbell took the write."""
-        if step.reason == abi.Exit.IO:
-            self.io.direction = abi.IO_IN if step.data is None else abi.IO_OUT
-            self.io.size, self.io.port, self.io.count = step.size, step.address, step.count
-            self.io.data_offset = _PAGE
-            self.io_data()[:] = step.data or bytes(step.size * step.count)
-        elif step.data is not None and self._vm.ring(step.address, step.size):
-            return False
-        else:
-            self.mmio.phys_addr, self.mmio.len = step.address, step.size
-            self.mmio.is_write = step.data is not None
-            self.mmio.data = int.from_bytes(step.data or b"", "little")
-        return True
 
 
 class FakeVm:
@@ -247,7 +86,7 @@ class FakeVm:
             _require(old is not None, Ioctl.SET_USER_MEMORY_REGION, f"slot {slot} is not there")
             del self.slots[slot]
             return
-        aligned = not (gpa | size | hva) % _PAGE
+        aligned = not (gpa | size | hva) % PAGE
         _require(aligned, Ioctl.SET_USER_MEMORY_REGION, f"slot {slot} is not made of pages")
         same_size = old is None or old.size == size
         _require(same_size, Ioctl.SET_USER_MEMORY_REGION, f"slot {slot} cannot be resized")
@@ -292,6 +131,13 @@ class FakeVm:
             known = self.ioeventfds.get((address, length)) == fd
             _require(known, Ioctl.IOEVENTFD, f"{address:#x} is no such doorbell")
             del self.ioeventfds[address, length]
+
+    def hva(self, gpa: int, size: int) -> int | None:
+        """Host address of `size` bytes at `gpa`, if a slot has them."""
+        for slot in self.slots.values():
+            if slot.gpa <= gpa and gpa + size <= slot.gpa + slot.size:
+                return slot.hva + gpa - slot.gpa
+        return None
 
     def ring(self, address: int, length: int) -> bool:
         """Signal the doorbell that a guest write hits; False if it hits none."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from minivmm.boot.numa import Node, Topology
+from minivmm.boot.nodes import Node, Topology
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
+from minivmm.devices.virtio_mem.view import Surroundings, View, observe
 from minivmm.memory.guest import GuestMemory
 from minivmm.memory.layout import Window
 from minivmm.memory.region import Region
+from minivmm.spec.virtio import DeviceStatus
 from minivmm.units import GIB, MIB
 
 FIRST_REGION = 4 * GIB
@@ -51,6 +53,7 @@ class FakeMachine:
         self.name = name
         self.state = "running"
         self.boot_memory = 512 * MIB
+        self.memslots = 1
         self.numa = Topology((Node((0,), 512 * MIB),))
         self.lock = threading.RLock()
         self.agent = FakeAgent()
@@ -59,6 +62,10 @@ class FakeMachine:
         self.on_quit: Callable[[], None] = lambda: None
         self.powers_down = True
         """Whether its guest obeys the power button."""
+        self.around = Surroundings(
+            status=DeviceStatus(0xF), phys_bits=46, boot_end=self.boot_memory, pci_address="0:2.0"
+        )
+        """What its devices are surrounded by; by default a driver that is up."""
         memory = GuestMemory()
         self.memory_devices: dict[str, VirtioMem] = {}
         for index, spec in enumerate(devices):
@@ -85,6 +92,10 @@ class FakeMachine:
         """Tell all listeners of a QMP event."""
         for listener in list(self.on_event):
             listener(name, data or {})
+
+    def view(self, identifier: str) -> View:
+        """As Machine does, with `around`."""
+        return observe(self.memory_devices[identifier], self.around)
 
     def pause(self) -> None:
         """As Machine does."""

@@ -6,127 +6,33 @@ device learns of the ring (registers, kicks) is driver.py's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-
 from minivmm.memory.guest import GuestMemory
 from minivmm.spec import virtio
 from minivmm.spec.virtio import Descriptor, DescriptorFlags, UsedElement
-from minivmm.units import align_up
+from minivmm.testing.buffers import Buffer, GuestAllocator, RingDriver
 from minivmm.virtio.queue.queue import QueueLayout
 
 
-class GuestAllocator:
-    """Hands out zeroed guest memory from [`base`, `end`) and takes it back."""
-
-    def __init__(self, memory: GuestMemory, base: int, end: int) -> None:
-        self._memory = memory
-        self._next = base
-        self._end = end
-        self._free: dict[int, list[int]] = {}
-
-    def take(self, size: int, alignment: int = 16) -> int:
-        """Guest physical address of `size` zeroed bytes. Raises MemoryError when all is taken."""
-        freed = self._free.get(size, [])
-        gpa = next((g for g in freed if g % alignment == 0), None)
-        if gpa is not None:
-            freed.remove(gpa)
-        else:
-            gpa = align_up(self._next, alignment)
-            if gpa + size > self._end:
-                raise MemoryError(f"no room for {size} bytes of guest memory")
-            self._next = gpa + size
-        self._memory.write(gpa, bytes(size))
-        return gpa
-
-    def give_back(self, gpa: int, size: int) -> None:
-        """`gpa` came from take(`size`) and may be reused."""
-        self._free.setdefault(size, []).append(gpa)
-
-
-@dataclass(frozen=True)
-class Used:
-    """A chain that the device handed back."""
-
-    head: int
-    written: int
-    """used.len: what the device claims to have written, in bytes."""
-    buffer: bytes
-    """The whole writable part, as it is in memory."""
-
-    @property
-    def data(self) -> bytes:
-        """What the device wrote."""
-        return self.buffer[: self.written]
-
-
-@dataclass(frozen=True)
-class _Buffer:
-    gpa: int
-    size: int
-    writable: bool
-
-
-class SplitDriver:
+class SplitDriver(RingDriver):
     """A split ring of `size` descriptors in memory from `allocator`."""
 
     def __init__(
-        self,
-        memory: GuestMemory,
-        allocator: GuestAllocator,
-        size: int,
-        *,
-        event_idx: bool = False,
+        self, memory: GuestMemory, allocator: GuestAllocator, size: int, *, event_idx: bool = False
     ) -> None:
-        self.memory = memory
-        self.size = size
+        super().__init__(memory, allocator, size, event_idx=event_idx)
         self.layout = QueueLayout(
             size,
             allocator.take(virtio.descriptor_table_size(size), virtio.DESCRIPTOR_ALIGNMENT),
             allocator.take(virtio.avail_ring_size(size), virtio.AVAIL_ALIGNMENT),
             allocator.take(virtio.used_ring_size(size), virtio.USED_ALIGNMENT),
         )
-        self._allocator = allocator
-        self._event_idx = event_idx
         self._free = list(range(size - 1, -1, -1))
-        self._chains: dict[int, tuple[list[int], list[_Buffer]]] = {}
+        self._slots: dict[int, list[int]] = {}
         self._avail_idx = 0
         self._kicked_idx = 0
         self._last_used = 0
-        self._interrupts = True
 
     # -- well-behaved ------------------------------------------------------------------------------
-
-    def add(
-        self,
-        readable: Iterable[bytes] = (),
-        writable: Iterable[int] = (),
-        *,
-        direct: int | None = None,
-    ) -> int:
-        """Make a chain available: a descriptor for each `readable` (bytes) and `writable` (size).
-
-        With `direct`, only so many are in the table, the others in an indirect table at the end.
-        Returns the head. Raises IndexError if the table has no room.
-        """
-        buffers = [self._readable(data) for data in readable]
-        buffers += [_Buffer(self._allocator.take(max(n, 1)), n, True) for n in writable]
-        plain = buffers if direct is None else buffers[:direct]
-        entries = [(b.gpa, b.size, DescriptorFlags.WRITE if b.writable else 0) for b in plain]
-        if direct is not None:
-            table = self._indirect_table(buffers[direct:])
-            buffers.append(table)
-            entries.append((table.gpa, table.size, DescriptorFlags.INDIRECT))
-        if len(entries) > len(self._free):
-            raise IndexError(f"ring has {len(self._free)} free descriptors, not {len(entries)}")
-        slots = [self._free.pop() for _ in entries]
-        for at, (gpa, size, flags) in enumerate(entries):
-            last = at == len(entries) - 1
-            flags |= 0 if last else DescriptorFlags.NEXT
-            self.set_descriptor(slots[at], gpa, size, flags, 0 if last else slots[at + 1])
-        self._chains[slots[0]] = (slots, buffers)
-        self.offer(slots[0])
-        return slots[0]
 
     def wants_kick(self) -> bool:
         """Does the device want a doorbell for what was added since the last call?"""
@@ -136,21 +42,6 @@ class SplitDriver:
         passed = (self._avail_idx - self.avail_event - 1) & 0xFFFF
         return passed < (self._avail_idx - old) & 0xFFFF
 
-    def collect(self) -> list[Used]:
-        """What the device has handed back since the last call; its descriptors are free again."""
-        done: list[Used] = []
-        while self._last_used != self.used_idx:
-            element = self.used_element(self._last_used)
-            self._last_used = (self._last_used + 1) & 0xFFFF
-            slots, buffers = self._chains.pop(element.id)
-            self._free += reversed(slots)
-            data = b"".join(self.memory.read(b.gpa, b.size) for b in buffers if b.writable)
-            done.append(Used(element.id, element.len, data))
-            for buffer in buffers:
-                self._allocator.give_back(buffer.gpa, max(buffer.size, 1))
-        self.want_interrupts(self._interrupts)
-        return done
-
     def want_interrupts(self, wanted: bool) -> None:
         """Ask for an interrupt with the next used chain, or for none."""
         self._interrupts = wanted
@@ -158,6 +49,11 @@ class SplitDriver:
             self.set_used_event(self._last_used if wanted else self._last_used - 1)
         else:
             self._set_u16(self.layout.driver, 0 if wanted else virtio.AvailFlags.NO_INTERRUPT)
+
+    @property
+    def position(self) -> int:
+        """avail.idx."""
+        return self._avail_idx
 
     # -- raw access, for hostile drivers -----------------------------------------------------------
 
@@ -200,23 +96,31 @@ class SplitDriver:
         at = self.layout.device + 4 + UsedElement.SIZE * (index % self.size)
         return self.memory.load(at, UsedElement)
 
-    def _readable(self, data: bytes) -> _Buffer:
-        gpa = self._allocator.take(max(len(data), 1))
-        self.memory.write(gpa, data)
-        return _Buffer(gpa, len(data), False)
+    # -- inside ------------------------------------------------------------------------------------
 
-    def _indirect_table(self, buffers: list[_Buffer]) -> _Buffer:
+    def _offer_chain(self, buffers: list[Buffer]) -> int:
+        if len(buffers) > len(self._free):
+            raise IndexError(f"ring has {len(self._free)} free descriptors, not {len(buffers)}")
+        slots = [self._free.pop() for _ in buffers]
+        for slot, buffer, following in zip(slots, buffers, [*slots[1:], None], strict=True):
+            flags = buffer.flags if following is None else buffer.flags | DescriptorFlags.NEXT
+            self.set_descriptor(slot, buffer.gpa, buffer.size, flags, following or 0)
+        self._slots[slots[0]] = slots
+        self.offer(slots[0])
+        return slots[0]
+
+    def _next_used(self) -> tuple[int, int] | None:
+        if self._last_used == self.used_idx:
+            return None
+        element = self.used_element(self._last_used)
+        self._last_used = (self._last_used + 1) & 0xFFFF
+        self._free += reversed(self._slots.pop(element.id))
+        return element.id, element.len
+
+    def _table(self, buffers: list[Buffer]) -> bytes:
         table = b""
-        for at, buffer in enumerate(buffers):
-            last = at == len(buffers) - 1
-            flags = int(DescriptorFlags.WRITE if buffer.writable else 0)
-            flags |= 0 if last else int(DescriptorFlags.NEXT)
-            entry = Descriptor(buffer.gpa, buffer.size, flags, 0 if last else at + 1)
-            table += entry.build()
-        return self._readable(table)
-
-    def _u16(self, gpa: int) -> int:
-        return int.from_bytes(self.memory.read(gpa, 2), "little")
-
-    def _set_u16(self, gpa: int, value: int) -> None:
-        self.memory.write(gpa, int(value).to_bytes(2, "little"))
+        for at, buffer in enumerate(buffers, 1):
+            last = at == len(buffers)
+            flags = int(buffer.flags if last else buffer.flags | DescriptorFlags.NEXT)
+            table += Descriptor(buffer.gpa, buffer.size, flags, 0 if last else at).build()
+        return table

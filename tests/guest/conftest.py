@@ -17,7 +17,26 @@ from minivmm.accel import probe
 KERNELS = ("6.12", "6.1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--only-kernel",
+        choices=KERNELS,
+        help="only tests that boot this kernel; those that boot none or either go with the first",
+    )
+
+
+def kernel_of(item: pytest.Item) -> str:
+    """The kernel that a test boots."""
+    call = getattr(item, "callspec", None)  # absent without parameters
+    return str(call.params.get("kernel", KERNELS[0]) if call else KERNELS[0])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = config.getoption("--only-kernel", None)
+    if wanted:
+        left = [item for item in items if kernel_of(item) != wanted]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if kernel_of(item) == wanted]
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.guest)

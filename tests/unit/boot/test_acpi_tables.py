@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minivmm.boot.acpi import MAX_CPUS, MemoryAffinity, Platform, write_tables
-from minivmm.boot.numa import Node, Topology
+from minivmm.boot.nodes import Node, Topology
 from minivmm.errors import UsageError
 from minivmm.memory.guest import GuestMemory
 from minivmm.memory.layout import AddressMap, RegionRequest, plan
@@ -34,7 +34,8 @@ from minivmm.units import GIB, MIB
 IASL = shutil.which("iasl")
 BIG_MAP = plan(4 * GIB, [RegionRequest("vmem0", 8 * GIB, 2 * MIB, None)], 40)
 NODES = Topology(
-    (Node((1,), GIB), Node((), 0), Node((0,), 3 * GIB)), ((10, 20, 30), (20, 10, 255), (31, 254, 10))
+    (Node((1,), GIB), Node((), 0), Node((0,), 3 * GIB)),
+    ((10, 20, 30), (20, 10, 255), (31, 254, 10)),
 )
 """The last node spans the hole below 4 GiB; the middle one has nothing but a device's region."""
 

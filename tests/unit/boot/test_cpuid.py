@@ -56,16 +56,10 @@ def leaf(
     index: int = 1,
     count: int = 3,
     phys_bits: int = 40,
-    cache_sharers: int | None = None,
     tsc_deadline: bool = False,
 ) -> CpuidEntry:
     leaves = guest_cpuid(
-        host,
-        index=index,
-        count=count,
-        phys_bits=phys_bits,
-        cache_sharers=cache_sharers,
-        tsc_deadline=tsc_deadline,
+        host, index=index, count=count, phys_bits=phys_bits, tsc_deadline=tsc_deadline
     )
     (found,) = [e for e in leaves if (e.function, e.index) == (function, number)]
     return found
@@ -209,14 +203,20 @@ def test_host_phys_bits(supported: list[CpuidEntry], bits: int) -> None:
     assert host_phys_bits(supported) == bits
 
 
+@BOTH
+def test_upper_bits_of_the_apic_id_name_the_socket(host: list[CpuidEntry]) -> None:
+    core = leaf(host, 0xB, 1, index=5, count=2)
+    assert (core.eax, core.ebx, core.edx) == (1, 2, 5)  # 5 >> 1: socket 2
+    assert leaf(host, 1, index=5, count=2).ebx >> 16 == 5 << 8 | 2
+    assert leaf(host, 0xB, 1, index=5, count=1).eax == 0
+
+
+@pytest.mark.parametrize(("count", "socket"), [(1, 5), (2, 2), (4, 1), (6, 0)])
+def test_amd_node_is_the_socket(count: int, socket: int) -> None:
+    assert leaf(AMD, 0x8000001E, index=5, count=count).ecx == socket
+
+
 @pytest.mark.parametrize(("host", "function"), [(INTEL, 0x4), (AMD, 0x8000001D)])
-def test_last_level_cache_ends_with_the_node(host: list[CpuidEntry], function: int) -> None:
-    last = leaf(host, function, 3, index=5, count=8, cache_sharers=2)
-    first = leaf(host, function, 0, index=5, count=8, cache_sharers=2)
-    assert last.eax >> 14 & 0xFFF == 1  # two share it
-    assert first.eax >> 14 & 0xFFF == 0
-
-
-def test_amd_node_is_that_of_the_cache() -> None:
-    assert leaf(AMD, 0x8000001E, index=5, count=8, cache_sharers=2).ecx == 3 << 8 | 2
-    assert leaf(AMD, 0x8000001E, index=5, count=8).ecx == 0
+def test_caches_end_with_the_socket(host: list[CpuidEntry], function: int) -> None:
+    assert leaf(host, function, 3, index=5, count=2).eax >> 14 & 0xFFF == 1  # two share it
+    assert leaf(host, function, 0, index=5, count=2).eax >> 14 & 0xFFF == 0

@@ -4,24 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivmm.boot.numa import (
-    Node,
-    NumaDistance,
-    NumaNode,
-    Topology,
-    numa_text,
-    parse_numa,
-    resolve,
-)
+from minivmm.boot.nodes import Node, Topology
+from minivmm.boot.numa import NumaDistance, NumaNode, numa_text, parse_numa, resolve
 from minivmm.errors import UsageError
 from minivmm.memory.layout import Window
 from minivmm.units import GIB, MIB
 
 
 def topology(*texts: str, cpus: int = 4, memory: int = GIB, **devices: int) -> Topology:
-    return resolve(
-        [parse_numa(text) for text in texts], cpus=cpus, memory=memory, devices=devices
-    )
+    return resolve([parse_numa(text) for text in texts], cpus=cpus, memory=memory, devices=devices)
 
 
 HALVES = ("node,cpus=0-1,mem=512M", "node,cpus=2-3,mem=512M")
@@ -79,7 +70,7 @@ def test_boot_memory_is_cut_at_borders_and_at_the_hole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("homes", "sharers"),
+    ("homes", "size"),
     [
         ([(0, 1, 2)], 3),
         ([(0, 1, 2), ()], 3),
@@ -89,16 +80,16 @@ def test_boot_memory_is_cut_at_borders_and_at_the_hole() -> None:
         ([(0, 1, 2), (3, 4, 5)], 1),
     ],
 )
-def test_caches_do_not_span_nodes(homes: list[tuple[int, ...]], sharers: int) -> None:
-    assert Topology(tuple(Node(cpus, 0) for cpus in homes)).cache_sharers == sharers
+def test_sockets_do_not_span_nodes(homes: list[tuple[int, ...]], size: int) -> None:
+    assert Topology(tuple(Node(cpus, 0) for cpus in homes)).socket_cpus == size
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=64))
-def test_no_aligned_group_of_cache_sharers_spans_two_nodes(homes: list[int]) -> None:
+def test_no_socket_ever_spans_two_nodes(homes: list[int]) -> None:
     nodes = (Node(tuple(i for i, home in enumerate(homes) if home == n), 0) for n in range(4))
-    sharers = Topology(tuple(nodes)).cache_sharers
+    size = Topology(tuple(nodes)).socket_cpus
 
-    assert all(home == homes[i // sharers * sharers] for i, home in enumerate(homes))
+    assert all(home == homes[i // size * size] for i, home in enumerate(homes))
 
 
 @given(st.lists(st.integers(0, 63), max_size=9), st.none() | st.integers(0, 63), st.integers(0))

@@ -89,6 +89,18 @@ def test_reset_forgets_panic_and_half_a_line() -> None:
     assert watched.watch.panic is None
 
 
+def test_a_crash_kernel_that_reaches_init_has_replaced_the_panicked_one() -> None:
+    watched = Watched().feed(b"Kernel panic - not syncing: one\nminivmm: init\n")
+
+    assert watched.calls == ["panic", "init"]
+    assert watched.watch.panic is None
+
+    watched.feed(b"Kernel panic - not syncing: two\n")
+
+    assert watched.calls == ["panic", "init", "panic"]
+    assert watched.watch.panic == "two"
+
+
 def test_a_line_that_never_ends_takes_no_memory() -> None:
     watched = Watched()
 

@@ -37,8 +37,8 @@ def regions(monkeypatch: pytest.MonkeyPatch) -> list[Region]:
     made: list[Region] = []
 
     class Counted(Region):
-        def __init__(self, size: int) -> None:
-            super().__init__(size)
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
             made.append(self)
 
     monkeypatch.setattr(board, "Region", Counted)
@@ -117,10 +117,10 @@ def test_a_file_that_is_no_kernel_is_named(loop_thread: Any) -> None:
 def test_memory_that_the_host_refuses_leaves_nothing(
     loop_thread: Any, regions: list[Region], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse_the_last(size: int) -> Region:
+    def refuse_the_last(size: int, *more: Any) -> Region:
         if size == 2 * GIB:
             raise HostError("cannot map 2G of guest memory")
-        made = Region(size)
+        made = Region(size, *more)
         regions.append(made)
         return made
 

@@ -141,6 +141,16 @@ def test_a_reset_by_the_host_forgives_the_panic(rig: Any) -> None:
     assert rig.outcomes == []
 
 
+def test_a_crash_kernel_may_reset_the_machine(rig: Any) -> None:
+    rig.vcpus[0].script_out(SERIAL_PORT, PANIC + b"minivmm: init\r\n")
+    rig.vcpus[0].script_out(RESET_PORT, RESET)
+
+    rig.start()
+
+    assert rig.wait_for_event("RESET")["guest"] is True
+    assert rig.outcomes == []
+
+
 def test_quit_once_and_twice(rig4: Any) -> None:
     rig4.start()
 

@@ -77,7 +77,7 @@ def test_plugged_memory_goes_and_the_target_stays(rig: Any) -> None:
 
     assert device.plugged_size == 0
     assert device.requested_size == 256 * MIB
-    assert device.region.resident(0, 2 * MIB) == 0
+    assert device.region.resident_in(0, 2 * MIB) == 0
     assert rig.events[-2][0] == "MEMORY_DEVICE_SIZE_CHANGE"
     assert rig.events[-2][1]["size"] == 0
 

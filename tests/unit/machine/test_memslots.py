@@ -227,9 +227,7 @@ def test_after_narrowing_partly_unplugged_pieces_stay_until_the_next(sparse: Spa
     assert sparse.seen() == []
 
 
-def test_a_refused_plug_changes_nothing(
-    sparse: Sparse, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_plug_changes_nothing(sparse: Sparse, monkeypatch: pytest.MonkeyPatch) -> None:
     accept = sparse.vm.set_memory_region
 
     def refuse_the_third(slot: int, gpa: int, size: int, hva: int) -> None:

@@ -1,0 +1,254 @@
+"""Which parts of guest memory KVM has memslots for: all RAM, and of sparse regions what is needed.
+
+A memslot costs the host memory for every page that it covers (reference E.10), and hides accesses
+to what is unplugged. So a sparse region is cut into ranges, and a range has a memslot only while
+something in it is plugged. An access outside of all memslots exits as MMIO, hence has an address.
+
+    nothing plugged     [              |              |              ]    no memslot
+    blocks plugged      [##############|              |              ]    one per range in use
+    after narrow()      [##  ####    ##|              |              ]    exactly what is plugged
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Container, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+from minivmm.errors import HostError
+from minivmm.kvm.hypervisor import HypervisorVm
+from minivmm.memory.guest import Slot
+from minivmm.units import GIB, TIB, format_size
+
+LEAST_RANGE = GIB
+"""Bytes of the smallest range: the largest page that KVM maps, so that no border cuts one."""
+
+LARGEST_MEMSLOT = 4 * TIB
+"""Bytes; KVM wants less than 2^31 pages in a memslot (reference F.3)."""
+
+
+def range_size(sparse: int, block: int, limit: int) -> int:
+    """Bytes of a range if sparse regions have `sparse` bytes, the largest block `block`.
+
+    A power of two that needs at most three quarters of the `limit` memslots even when every range
+    is in use; the rest is for narrow().
+    """
+    size = max(LEAST_RANGE, block)
+    while sparse // size > limit * 3 // 4:
+        size *= 2
+    return size
+
+
+@dataclass(slots=True)
+class _Piece:
+    """A memslot: `length` bytes at `offset` of a region, `plugged` of which are."""
+
+    offset: int
+    length: int
+    number: int
+    plugged: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+
+@dataclass(slots=True)
+class _Sparse:
+    """A sparse region and its memslots, by offset; none crosses the border of a range."""
+
+    slot: Slot
+    pieces: list[_Piece] = field(default_factory=list)
+
+    def touching(self, offset: int, length: int) -> list[_Piece]:
+        """The pieces that share a byte with [offset, offset + length)."""
+        first = bisect_right(self.pieces, offset, key=lambda piece: piece.end)
+        behind = bisect_left(self.pieces, offset + length, key=lambda piece: piece.offset)
+        return self.pieces[first:behind]
+
+    def missing(self, offset: int, length: int, unit: int) -> Iterator[tuple[int, int]]:
+        """(offset, length) of what needs a memslot before [offset, offset + length) is plugged.
+
+        A whole range where there is none; in a range that was narrowed just what is not covered.
+        """
+        end = offset + length
+        for start in range(offset - offset % unit, end, unit):
+            size = min(unit, self.slot.region.size - start)
+            if not self.touching(start, size):
+                yield start, size
+                continue
+            at, stop = max(offset, start), min(end, start + size)
+            for piece in self.touching(at, stop - at):
+                if at < piece.offset:
+                    yield at, piece.offset - at
+                at = piece.end
+            if at < stop:
+                yield at, stop - at
+
+    def count(self, offset: int, length: int, sign: int) -> None:
+        """Bytes of [offset, offset + length) became plugged (`sign` 1) or unplugged (-1)."""
+        for piece in self.touching(offset, length):
+            shared = min(piece.end, offset + length) - max(piece.offset, offset)
+            piece.plugged += sign * shared
+
+
+class Memslots:
+    """The LayoutListener that keeps KVM's memslots. Called with the machine's lock held.
+
+    `limit` is what KVM_CAP_NR_MEMSLOTS says; `sparse` and `block` are for range_size(). A vCPU may
+    run during every method but narrow(): none removes a memslot with plugged memory in it.
+    """
+
+    def __init__(self, vm: HypervisorVm, limit: int, *, sparse: int = 0, block: int = 0) -> None:
+        self._vm = vm
+        self._limit = limit
+        self._free: list[int] = []
+        self._next = 0
+        self._regions: dict[int, _Sparse] = {}
+        self.range_size = range_size(sparse, block, limit)
+        """Bytes of a region that share a memslot unless narrowed."""
+        self.changes = 0
+        """How often anything was plugged, unplugged or narrowed."""
+
+    @property
+    def count(self) -> int:
+        """Memslots that KVM has now."""
+        return self._next - len(self._free)
+
+    # -- LayoutListener ------------------------------------------------------------------------
+
+    def on_map(self, slot: Slot) -> None:
+        """RAM gets its memslot, a sparse region none yet. Raises HostError."""
+        if slot.occupancy is not None:
+            self._regions[slot.gpa] = _Sparse(slot)
+            return
+        for offset in range(0, slot.region.size, LARGEST_MEMSLOT):
+            self._create(slot, offset, min(LARGEST_MEMSLOT, slot.region.size - offset))
+
+    def on_plug(self, slot: Slot, offset: int, length: int) -> None:
+        """Memslots for all of these bytes, or HostError and everything as before."""
+        region = self._regions[slot.gpa]
+        missing = list(region.missing(offset, length, self.range_size))
+        with ExitStack() as undo:
+            for start, size in missing:
+                undo.callback(self._drop, region, self._add(region, start, size))
+            undo.pop_all()
+        region.count(offset, length, 1)
+        self.changes += 1
+
+    def on_unplug(self, slot: Slot, offset: int, length: int) -> None:
+        """Memslots with nothing plugged in them are given up."""
+        region = self._regions[slot.gpa]
+        region.count(offset, length, -1)
+        self._drop_unused(region, region.touching(offset, length))
+        self.changes += 1
+
+    def on_readable(self, slot: Slot) -> None:
+        """What was kept for being readable may not be needed any more."""
+        region = self._regions[slot.gpa]
+        self._drop_unused(region, list(region.pieces))
+
+    # ------------------------------------------------------------------------------------------
+
+    def narrow(self, names: Container[str]) -> bool:
+        """Cut the memslots of the named regions down to exactly what is plugged in them.
+
+        All vCPUs must be parked: live memory is without a memslot for a moment. False if there was
+        nothing to cut, and no unplugging on its way that will leave something. Raises HostError,
+        with nothing changed, if the pieces would be too many.
+        """
+        found = False
+        cuts: list[tuple[_Sparse, _Piece, list[tuple[int, int]]]] = []
+        count = self.count
+        for region in self._regions.values():
+            if region.slot.name not in names:
+                continue
+            for piece in region.pieces:
+                if piece.plugged == piece.length:
+                    continue
+                found = True
+                runs = self._runs(region, piece, self._limit - count + 1)
+                if sum(length for _, length in runs) == piece.plugged:
+                    cuts.append((region, piece, runs))
+                    count += len(runs) - 1
+        for region, piece, runs in cuts:
+            self._delete(region, piece)
+            for offset, length in runs:
+                self._add(region, offset, length).plugged = length
+        self.changes += found
+        return found
+
+    def inspect(self) -> dict[str, object]:
+        """Counts, and in bytes: the size of a range, and how much of sparse regions is covered."""
+        regions = self._regions.values()
+        covered = sum(piece.length for region in regions for piece in region.pieces)
+        return {
+            "count": self.count,
+            "limit": self._limit,
+            "range-size": self.range_size,
+            "covered": covered,
+        }
+
+    def _runs(self, region: _Sparse, piece: _Piece, most: int) -> list[tuple[int, int]]:
+        """The plugged runs inside `piece`. Raises HostError if there are more than `most`."""
+        runs: list[tuple[int, int]] = []
+        assert region.slot.occupancy is not None
+        for run in region.slot.occupancy.plugged_ranges(piece.offset, piece.length):
+            runs.append(run)
+            if len(runs) > most:
+                raise HostError(
+                    f"{region.slot.name}: its plugged memory is in more pieces than KVM has"
+                    f" memslots ({self._limit}), so accesses between them cannot be told apart:"
+                    " use a larger block-size= or protect=off"
+                )
+        return runs
+
+    def _drop_unused(self, region: _Sparse, pieces: list[_Piece]) -> None:
+        for piece in pieces:
+            if not piece.plugged and not self._kept(region, piece):
+                # KVM may be out of memory for the change; then this memslot stays, to no harm.
+                with suppress(HostError):
+                    self._delete(region, piece)
+
+    def _kept(self, region: _Sparse, piece: _Piece) -> bool:
+        """Is it a whole range that the guest may read, unplugged as it is? (MEM-D-20)
+
+        It could do without: such reads exit, and are answered. But slowly.
+        """
+        assert region.slot.occupancy is not None
+        whole = min(self.range_size, region.slot.region.size - piece.offset)
+        return piece.length == whole and piece.offset < region.slot.occupancy.readable
+
+    def _add(self, region: _Sparse, offset: int, length: int) -> _Piece:
+        piece = _Piece(offset, length, self._create(region.slot, offset, length))
+        insort(region.pieces, piece, key=lambda known: known.offset)
+        return piece
+
+    def _drop(self, region: _Sparse, piece: _Piece) -> None:
+        with suppress(HostError):
+            self._delete(region, piece)
+
+    def _delete(self, region: _Sparse, piece: _Piece) -> None:
+        slot = region.slot
+        self._vm.set_memory_region(
+            piece.number, slot.gpa + piece.offset, 0, slot.region.hva + piece.offset
+        )
+        del region.pieces[bisect_left(region.pieces, piece.offset, key=lambda known: known.offset)]
+        heappush(self._free, piece.number)
+
+    def _create(self, slot: Slot, offset: int, length: int) -> int:
+        """Set a memslot; returns its number. Raises HostError if KVM refuses or has no more."""
+        number = self._free[0] if self._free else self._next
+        if number >= self._limit:
+            raise HostError(
+                f"{slot.name}: no memslot is left for {format_size(length)} at"
+                f" {slot.gpa + offset:#x} (KVM has {self._limit}): use fewer or larger blocks"
+            )
+        self._vm.set_memory_region(number, slot.gpa + offset, length, slot.region.hva + offset)
+        if self._free:
+            heappop(self._free)
+        else:
+            self._next += 1
+        return number

@@ -1,0 +1,36 @@
+"""Kernel images of a few instructions, for machines of which no more is wanted."""
+
+from __future__ import annotations
+
+import struct
+
+LONG_ENTRY = 0x200
+"""Where a bzImage's code is entered in 64-bit mode; Documentation/arch/x86/boot.rst."""
+
+INVALID = b"\x0f\x0b"  # ud2, without an IDT to go to: a triple fault
+FOREVER = b"\xeb\xfe"  # jmp to itself
+
+
+def bzimage(code: bytes) -> bytes:
+    """An image, complete by the x86 boot protocol 2.15, of nothing but `code` (64-bit)."""
+    body = (bytes(LONG_ENTRY) + code).ljust(0x1000, b"\x90")
+    head = bytearray(2 * 512)
+    fields: tuple[tuple[int, str, int], ...] = (
+        (0x1F1, "<B", 1),  # setup_sects
+        (0x1F4, "<I", len(body) // 16),
+        (0x1FE, "<H", 0xAA55),
+        (0x200, "<H", 0x6AEB),
+        (0x202, "<I", 0x53726448),  # "HdrS"
+        (0x206, "<H", 0x020F),
+        (0x211, "<B", 1),  # loaded high
+        (0x22C, "<I", 0x7FFFFFFF),  # initrd_addr_max
+        (0x230, "<I", 2 << 20),  # kernel_alignment
+        (0x234, "<B", 1),  # relocatable
+        (0x236, "<H", 3),  # has a 64-bit entry
+        (0x238, "<I", 2047),  # cmdline_size
+        (0x258, "<Q", 16 << 20),  # pref_address
+        (0x260, "<I", 8 << 20),  # init_size
+    )
+    for offset, form, value in fields:
+        struct.pack_into(form, head, offset, value)
+    return bytes(head) + body
