@@ -51,6 +51,7 @@ serve() {
     while read -r verb id in out err script <&3; do
         case $verb in
         exec) start_session ;;
+        hello) tell here "$release" ;;  # suspend and resume reset the driver, which we do not see
         kill) send_signal "$id" "$in" 2>/dev/null & ;;
         quit) poweroff -f ;;            # syncs first
         esac

@@ -21,9 +21,20 @@ watch_power_button() {
         [ -f "$device/device/name" ] || continue
         read -r name <"$device/device/name"
         [ "$name" = "Power Button" ] || continue
-        # An event has 24 bytes and evdev refuses to give less, which rules out the shell's read.
-        { dd if="/dev/input/${device##*/}" of=/dev/null bs=24 count=1 2>/dev/null && poweroff -f; } &
+        await_press <"/dev/input/${device##*/}" && poweroff -f &
     done
+}
+
+# Reads input events until one says that the power key went down; fails when there are no more. The
+# button has another key: Linux reports KEY_WAKEUP with it when it comes back from suspend to idle.
+await_press() {
+    # An event has 24 bytes and evdev refuses to give less, which rules out the shell's read. Type,
+    # code and value come after its time (struct input_event in include/uapi/linux/input.h).
+    while event=$(dd bs=24 count=1 2>/dev/null | od -An -tu2 -j16) && [ -n "$event" ]; do
+        set -- $event
+        [ "$1 $2 $3" = "1 116 1" ] && return 0      # EV_KEY, KEY_POWER, pressed
+    done
+    return 1
 }
 
 echo "minivmm: init"    # the host counts what a boot cost up to here (console_watch.py)

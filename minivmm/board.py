@@ -77,7 +77,7 @@ class Board:
         self.pio.add(platform.POWER_PORT, 4, self.power, name="power")
         self.pio.add(platform.KEYBOARD_PORT, 1, KeyboardPort(), name="keyboard")
 
-        self.pci = PciHost(self.mmio, self.pio, address_map)
+        self.pci = PciHost(self.mmio, self.pio, address_map, interrupts)
         self.functions: list[VirtioPciFunction] = []
         self.console = VirtioConsole("console0")
         self.memory_devices: dict[str, VirtioMem] = {}

@@ -17,7 +17,10 @@ _KEEP = 512
 
 
 class ConsoleWatch:
-    """Feed it console output; `panic` is the reason once a whole panic line was seen."""
+    """Feed it console output; `panic` is the reason once a whole panic line was seen.
+
+    Until init starts once more: then the panicked kernel has been replaced (kdump).
+    """
 
     def __init__(self, on_panic: Callable[[], None], on_init: Callable[[], None]) -> None:
         self.panic: str | None = None
@@ -39,6 +42,7 @@ class ConsoleWatch:
 
     def _look(self, line: bytes) -> None:
         if INIT_BANNER in line:
+            self.panic = None  # a crash kernel took over and made it: what follows is its own doing
             self._on_init()
         match = _PANIC.search(line)
         if match and self.panic is None:

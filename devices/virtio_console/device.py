@@ -80,6 +80,13 @@ class VirtioConsole(VirtioDevice):
         if wanted:
             self.signals.queue(index)
 
+    def forget_queue(self, index: int) -> None:
+        """Buffers that wait for data of the host belong to the driver again (GEN-D-7)."""
+        if index not in (CONTROL_RECEIVE_QUEUE, CONTROL_TRANSMIT_QUEUE):
+            port = self.ports[port_of_queue(index)]
+            if index == receive_queue(port.id):
+                port.forget_buffers()
+
     def reset(self) -> None:
         """Forget the driver; owners of open ports are told that the guest closed them."""
         self._outbox.clear()

@@ -132,10 +132,14 @@ class Port:
             self.discard()
             self.on_guest_open(False)
 
-    def forget_driver(self) -> None:
-        """The device was reset: no buffers, nobody has the port open, its input has no reader."""
+    def forget_buffers(self) -> None:
+        """The receive queue was reset: the driver has its buffers back, used or not."""
         self._buffers.clear()
         self._pool = 0
+
+    def forget_driver(self) -> None:
+        """The device was reset: no buffers, nobody has the port open, its input has no reader."""
+        self.forget_buffers()
         self.throttled = False
         if self.guest_open:
             self.guest_open = False

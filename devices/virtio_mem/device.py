@@ -43,7 +43,7 @@ class VirtioMem(VirtioDevice):
     )
 
     def __init__(self, spec: VirtioMemSpec, window: Window, region: Region) -> None:
-        super().__init__(spec.id)
+        super().__init__(spec.id, spec)
         self.spec = spec
         self.window = window
         """Guest physical addresses of the region."""
@@ -220,6 +220,10 @@ class VirtioMem(VirtioDevice):
     def handle_queue(self, index: int, queue: VirtQueue) -> None:
         """Serve the requests that wait. Raises DeviceBroken for malformed ones."""
         self._service.serve(queue)
+
+    def forget_queue(self, index: int) -> None:
+        """What the driver asked for last is finished first (GEN-D-7)."""
+        self._service.finish()
 
     def reset(self) -> None:
         """The driver is gone; what it asked for last is finished first (MEM-D-13, GEN-D-5)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minivmm.errors import UsageError
 from minivmm.memory.backing import KINDS, THP, Backing
@@ -12,6 +12,7 @@ from minivmm.memory.region import PAGE_SIZE
 from minivmm.options import choice_option, number_option, option, size_option, switch_option
 from minivmm.spec.platform import MAX_NODES
 from minivmm.units import MIB, TIB, align_down, format_size, is_power_of_two
+from minivmm.virtio.options import VirtioOptions
 
 MINIMUM_BLOCK_SIZE = max(MIB, PAGE_SIZE)
 """Blocks consist of whole host pages; below 1 MiB there would be too many of them (as QEMU)."""
@@ -34,7 +35,7 @@ PROTECTIONS = ("off", "report", "stop", "kill")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VirtioMemSpec:
+class VirtioMemSpec(VirtioOptions):
     """A virtio-mem device; sizes in bytes. Raises UsageError when constructed from nonsense."""
 
     id: str = option("name of the device", default="vmem0")
@@ -86,6 +87,10 @@ class VirtioMemSpec:
                 f"device id {self.id!r} is not usable: letters, digits, '.', '_' and '-', starting"
                 f" with a letter, and not {CONSOLE_ID}, which is the machine's own"
             )
+        try:
+            super().__post_init__()
+        except UsageError as error:
+            self._refuse(str(error))
         self._settle_pages()
         self._check_backing()
         self._check_block_size()
@@ -113,6 +118,13 @@ class VirtioMemSpec:
         """What is to stand behind the region."""
         thp = self.thp or ("on" if self.block_size >= _huge_page() else "off")
         return Backing(kind=self.backing, page_size=self.page_size, path=self.path, thp=thp)
+
+    def check_host(self) -> None:
+        """Raises HostError naming the one option that this host cannot do, and the remedy.
+
+        Transparent huge pages that nobody asked for by thp=on are welcome but not needed.
+        """
+        replace(self.host_memory, thp=self.thp or "madvise-default").check_host(self.size)
 
     def _settle_pages(self) -> None:
         """Fill in page-size and block-size (0 or nothing: automatic, as QEMU has it)."""

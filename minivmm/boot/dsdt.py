@@ -8,7 +8,7 @@ r"""The DSDT: the devices that the guest cannot discover by itself.
     \_SB.GED0           the interrupt that says "power button pressed"
 
 Everything Linux would probe for in vain costs exits at boot, so nothing else is described, and the
-bridge has no _PRT (our functions use MSI-X only) and no _OSC.
+bridge has no _OSC. Its _PRT leads pins straight to the I/O APIC: there are no link devices.
 Source: ACPI 6.5 chapters 5.6.9 (generic event device), 6, 7.4.2 (_S5); reference F.11.
 """
 
@@ -26,10 +26,14 @@ from minivmm.spec.acpi_resources import (
     QwordRange,
     WordRange,
 )
+from minivmm.spec.pci import INTA, SLOTS
 
 NOTIFY_BUTTON_PRESSED = 0x80
 """Device notification of a power button (ACPI 6.5, table 5.168)."""
 POWER_BLOCK_PORTS = 4
+
+ANY_FUNCTION = 0xFFFF
+"""Low half of an address in _PRT: the slot's functions all."""
 
 PCI_NODE = 0
 """NUMA node of the PCI bridge: every machine has that one."""
@@ -68,6 +72,19 @@ def _pci_root(address_map: AddressMap) -> bytes:
         aml.name("_BBN", aml.integer(0)),
         aml.name("_PXM", aml.integer(PCI_NODE)),
         aml.name("_CRS", windows),
+        aml.name("_PRT", _pin_routes()),
+    )
+
+
+def _pin_routes() -> bytes:
+    """INTA# of each slot (ACPI 6.5, 6.2.13); a GSI without a link is level-triggered."""
+    return aml.package(
+        *(
+            aml.package(
+                *map(aml.integer, (slot << 16 | ANY_FUNCTION, INTA - 1, 0, platform.pci_gsi(slot)))
+            )
+            for slot in range(1, SLOTS)
+        )
     )
 
 

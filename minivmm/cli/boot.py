@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from minivmm.boot.numa import numa_text, parse_numa
 from minivmm.cli.text import parse_duration, print_json, say
 from minivmm.errors import UsageError
 from minivmm.machine_spec import (
@@ -23,7 +24,16 @@ from minivmm.options import describe, from_mapping, to_mapping
 from minivmm.runtime import config_file
 from minivmm.units import format_size
 
-_SPEC_OPTIONS = ("name", "memory", "cpus", "kernel", "modules", "initrd", "online")
+_SPEC_OPTIONS = (
+    "name",
+    "memory",
+    "cpus",
+    "phys_bits",
+    "kernel",
+    "modules",
+    "initrd",
+    "online",
+)
 """Command-line options that are options of MachineSpec."""
 
 _PATHS = ("modules", "initrd")
@@ -60,6 +70,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--modules", metavar="DIR", help="modules for the kernel (lib/modules/RELEASE)")
     add("-m", "--memory", metavar="SIZE", help="boot memory (default: 512M)")
     add("-p", "--cpus", metavar="N", help="number of CPUs (default: 1)")
+    add(
+        "--phys-bits",
+        metavar="N",
+        help="width of the guest's physical addresses, in bits (default: the host's)",
+    )
     add("-a", "--append", metavar="WORDS", action="append", help="add to the kernel's command line")
     add("-n", "--name", help="name of the VM (default: vm1, vm2, ...)")
     add(
@@ -76,6 +91,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=_short_device,
         help="add a virtio-mem device: size=4G,...",
+    )
+    add(
+        "--numa",
+        metavar="ENTRY",
+        action="append",
+        help="add a NUMA node: node,nodeid=0,cpus=0-1,mem=256M; or a distance:"
+        " dist,src=0,dst=1,val=20",
     )
     add(
         "--online",
@@ -128,7 +150,8 @@ def spec_from(args: argparse.Namespace) -> MachineSpec:
     if args.kernel is not None and args.kernel_word is not None:
         raise UsageError(f"two kernels: {args.kernel_word!r} and -k {args.kernel!r}; give one")
     args.kernel = args.kernel_word if args.kernel is None else args.kernel
-    given = {key: getattr(args, key) for key in _SPEC_OPTIONS if getattr(args, key) is not None}
+    words = {key.replace("_", "-"): getattr(args, key) for key in _SPEC_OPTIONS}
+    given = {key: word for key, word in words.items() if word is not None}
     read = to_mapping(from_mapping(MachineSpec, given, what="boot"))  # complain about options first
     merged = _config(config_file(), optional=True)
     if args.config is not None:
@@ -136,13 +159,17 @@ def spec_from(args: argparse.Namespace) -> MachineSpec:
     merged |= {key: read[key] for key in given}
     if args.append is not None:
         merged["append"] = args.append
-    spec = spec_from_json(merged)
+    changes: dict[str, Any] = {}
     if args.devices is not None:
         devices: tuple[Any, ...] = ()
         for text in args.devices:
             devices += (parse_device(text, tuple(device.id for device in devices)),)
-        spec = dataclasses.replace(spec, devices=devices)
-    return _with_full_paths(spec)
+        changes["devices"] = devices
+    if args.numa is not None:
+        changes["numa"] = tuple(parse_numa(text) for text in args.numa)
+    # What is replaced must not be checked against what replaces the rest.
+    kept = {key: value for key, value in merged.items() if key not in changes}
+    return _with_full_paths(dataclasses.replace(spec_from_json(kept), **changes))
 
 
 def options_from(args: argparse.Namespace) -> BootOptions:
@@ -173,6 +200,8 @@ def show(spec: MachineSpec, *, as_json: bool) -> None:
     print(f"{'append:':10}{' '.join(spec.append)}".rstrip())
     for device in spec.devices:
         print(f"{'device:':10}{device.id}, {format_size(device.size)}")
+    for entry in spec.numa:
+        print(f"{'numa:':10}{numa_text(entry)}")
 
 
 def device_help(devices: list[str]) -> str | None:

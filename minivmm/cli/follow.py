@@ -1,12 +1,14 @@
-"""Following a resize: progress on stderr until plugged equals requested, and why it stalls."""
+"""Following a resize: progress on stderr until plugged equals requested, the diagnosis if not."""
 
 from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from minivmm.cli.text import say
+from minivmm.cli.why import brief, diagnoses
 from minivmm.control.client import Client
 from minivmm.errors import Refused, WaitTimeout
 from minivmm.units import MIB, format_size
@@ -14,18 +16,24 @@ from minivmm.units import MIB, format_size
 POLL = 0.5
 """Seconds between looks when no event comes (events come at most once a second)."""
 
-STALL = 5.0
-"""Seconds without a change after which a likely cause is named."""
+STALL = 5.5
+"""Seconds without a change after which the diagnosis is told; it takes 5 s of silence."""
+
+PATIENCE = 3.0
+"""Seconds that the guest may take to tell what it knows of the matter."""
 
 BAR = 12
 """Characters of the progress bar."""
 
 
 class Follower:
-    """Watches device `identifier` on its way to `target` bytes."""
+    """Watches device `identifier` on its way to `target` bytes; `agent` is the VM's exec socket."""
 
-    def __init__(self, client: Client, identifier: str, target: int, *, quiet: bool) -> None:
+    def __init__(
+        self, client: Client, agent: Path, identifier: str, target: int, *, quiet: bool
+    ) -> None:
         self._client = client
+        self._agent = agent
         self._id = identifier
         self._target = target
         self._quiet = quiet
@@ -50,7 +58,7 @@ class Follower:
                 self._end_line()
                 raise WaitTimeout(
                     f"{self._id} has {format_size(device['size'])} of"
-                    f" {format_size(self._target)} after {seconds:g} s: {likely_cause(device)}"
+                    f" {format_size(self._target)} after {seconds:g} s: {self._why()}"
                 )
             self._client.event(min(POLL, left))
             device = self._look()
@@ -61,8 +69,12 @@ class Follower:
                 warned = True
                 self._end_line()
                 if not self._quiet:
-                    say(f"{self._id}: no change for {STALL:g} s: {likely_cause(device)}")
+                    say(f"{self._id}: no change for {STALL:.0f} s: {self._why()}")
         self._end_line()
+
+    def _why(self) -> str:
+        found = diagnoses(self._client, self._agent, self._id, patience=PATIENCE)
+        return brief(found[0])
 
     def _look(self) -> dict[str, Any]:
         info = self._client.execute("x-minivmm-info")
@@ -101,19 +113,3 @@ def progress_line(first: int, size: int, target: int, elapsed: float) -> str:
     speed = f"  {abs(size - first) / elapsed / 1e6:.0f} MB/s" if elapsed > 0 else ""
     shown = format_size(size - size % MIB if size > MIB else size)
     return f"{shown}/{format_size(target)}  {'#' * done:-<{BAR}}  {doing}{speed}"
-
-
-def likely_cause(device: dict[str, Any]) -> str:
-    """Why a guest does not get to the requested size, from what it asked and was answered."""
-    answers: dict[str, dict[str, int]] = device["answers"]
-    if not answers:
-        return "the guest has asked for nothing; is its virtio_mem driver loaded?"
-    if device["size"] > device["requested-size"]:
-        return (
-            "the guest cannot free its memory now: it is in use, or online_kernel blocks hold"
-            " pages that cannot move"
-        )
-    busy = answers.get("PLUG", {}).get("BUSY", 0)
-    if busy:
-        return f"the host was out of memory {busy} times (BUSY)"
-    return "the guest does not plug more; are its memory blocks online, has it room for their map?"

@@ -40,6 +40,7 @@ def lines(info: dict[str, Any]) -> list[str]:
         f"status:       {info['status']}",
         f"agent:        {ready}",
         f"boot memory:  {format_size(info['base-memory'])}",
+        f"memslots:     {info['memslots']}",
     ]
     for device in info["memory-devices"]:
         end = device["memaddr"] + device["max-size"] - 1
@@ -51,6 +52,13 @@ def lines(info: dict[str, Any]) -> list[str]:
             f"  region:     {format_size(device['max-size'])} at {device['memaddr']:#x}-{end:#x}",
             f"  block:      {format_size(device['block-size'])}",
             f"  node:       {device['node']}",
-            f"  resident:   {format_size(device['resident'])}",
+            f"  resident:   {_resident(device)}",
+            f"  intrusions: {device['intrusions']}",
         ]
     return found
+
+
+def _resident(device: dict[str, Any]) -> str:
+    """Host memory of the device; how much of it in huge pages, which guests run faster on."""
+    huge = f" ({format_size(device['resident-huge'])} in huge pages)"
+    return format_size(device["resident"]) + (huge if device["resident"] else "")

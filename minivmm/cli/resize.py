@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
         target = target_size(size_text, device)
         client.execute("qom-set", path=device["id"], property="requested-size", value=target)
         if wait is not None:
-            Follower(client, device["id"], target, quiet=args.quiet).follow(wait)
+            agent = entry.exec_socket
+            Follower(client, agent, device["id"], target, quiet=args.quiet).follow(wait)
         if args.json:
             print_json(_result(client, entry.name, device["id"]))
     return 0

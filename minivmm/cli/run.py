@@ -142,6 +142,9 @@ class _Run:
         machine = self._machine
         self._agent = GuestAgent(machine.board.console, machine.trace)
         self._agent.on_ready.append(lambda: machine.stats.mark("ready"))
+        machine.on_warning.append(lambda line: self._loop.call_soon(lambda: say(line)))
+        for line in machine.board.address_map.warnings():
+            say(line)
         machine.on_end.append(lambda outcome: self._loop.call_soon(lambda: self._on_end(outcome)))
         qmp = QmpServer(Context(machine, self._agent), self._loop.lock)
         commands = ExecServer(self._agent, self._loop)

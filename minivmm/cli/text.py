@@ -55,6 +55,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The --device ID option of verbs that act on one memory device or on all."""
+    parser.add_argument("--device", metavar="ID", help="only this memory device (default: all)")
+
+
 def add_name(parser: argparse.ArgumentParser) -> None:
     """The NAME argument of verbs that act on one VM."""
     parser.add_argument("name", nargs="?", metavar="NAME", help="VM; optional if only one runs")

@@ -3,8 +3,10 @@
 Protocol: port 0 carries text lines, every command gets two or three of the other ports. Which
 bytes a client on the host sends or sees is exec_server's matter.
 
-    guest -> host    ready RELEASE | exit ID STATUS | failed ID REASON
-    host -> guest    exec ID IN OUT ERR SCRIPT | kill ID SIGNAL | quit
+    guest -> host    ready RELEASE | here RELEASE | exit ID STATUS | failed ID REASON
+    host -> guest    hello | exec ID IN OUT ERR SCRIPT | kill ID SIGNAL | quit
+
+An agent says ready when it starts, and here as its answer to hello.
 """
 
 from __future__ import annotations
@@ -106,6 +108,9 @@ class GuestAgent:
         match line.split(" ", 2):
             case ["ready", release]:
                 self._handle_ready(release)
+            case ["here", release]:
+                if not self.ready:  # a new agent has said so by itself
+                    self._handle_ready(release)
             case ["exit", identifier, status] if identifier.isdecimal() and status.isdecimal():
                 self._handle_exit(int(identifier), int(status))
             case ["failed", identifier, *reason] if identifier.isdecimal():
@@ -139,7 +144,11 @@ class GuestAgent:
     def _handle_control_open(self, opened: bool) -> None:
         """The agent opened its port, died, or vanished with the guest or the driver."""
         self._line.clear()
-        if not opened:
+        if opened and self.kernel_release is not None:
+            # This need not be a new agent: suspend and resume reset the driver, and the agent that
+            # reads from it does not notice.
+            self._send("hello")
+        elif not opened:
             self.ready = False
             self._end_all()
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from minivmm import __version__
 from minivmm.control import qom
 from minivmm.control.face import Context
+from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.errors import Refused
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -201,27 +202,32 @@ def info(context: Context) -> object:
         "pid": os.getpid(),
         "status": context.machine.state,
         "base-memory": context.machine.boot_memory,
+        "memslots": context.machine.memslots,
         "agent": {
             "ready": agent is not None and agent.ready,
             "kernel-release": agent.kernel_release if agent else None,
         },
-        "memory-devices": [
-            {
-                "type": "virtio-mem",
-                "id": device.identifier,
-                "qom-path": qom.device_path(device),
-                "requested-size": device.requested_size,
-                "size": device.plugged_size,
-                "usable-size": device.usable_region_size,
-                "max-size": device.window.size,
-                "block-size": device.block_size,
-                "memaddr": device.window.base,
-                "node": device.spec.node,
-                "resident": device.resident(),
-                "answers": device.inspect().get("answers", {}),
-            }
-            for device in context.machine.memory_devices.values()
-        ],
+        "memory-devices": [_info(device) for device in context.machine.memory_devices.values()],
+    }
+
+
+def _info(device: VirtioMem) -> dict[str, object]:
+    usage = device.region.usage()
+    return {
+        "type": "virtio-mem",
+        "id": device.identifier,
+        "qom-path": qom.device_path(device),
+        "requested-size": device.requested_size,
+        "size": device.plugged_size,
+        "usable-size": device.usable_region_size,
+        "max-size": device.window.size,
+        "block-size": device.block_size,
+        "memaddr": device.window.base,
+        "node": device.spec.node,
+        "resident": usage.resident,
+        "resident-huge": usage.huge,
+        "intrusions": device.intruders.count,
+        "answers": device.inspect().get("answers", {}),
     }
 
 

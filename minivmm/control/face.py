@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from minivmm.boot.nodes import Topology
 from minivmm.devices.virtio_mem.device import VirtioMem
+from minivmm.devices.virtio_mem.view import View
 from minivmm.machine import EventListener
 
 
@@ -42,8 +44,19 @@ class ControlledMachine(Protocol):
         """Memory that the guest was booted with."""
 
     @property
+    def numa(self) -> Topology:
+        """Nodes of CPUs and boot memory."""
+
+    @property
+    def memslots(self) -> int:
+        """How many memslots KVM has for its memory."""
+
+    @property
     def memory_devices(self) -> Mapping[str, VirtioMem]:
         """virtio-mem devices by id."""
+
+    def view(self, identifier: str) -> View:
+        """Memory device `identifier` as it is now, for a diagnosis."""
 
     @property
     def on_event(self) -> list[EventListener]:

@@ -11,7 +11,7 @@ from typing import Any
 from minivmm.control import commands, qom
 from minivmm.control.face import Context
 from minivmm.errors import MinivmmError, UsageError
-from minivmm.units import parse_size
+from minivmm.units import MIB, parse_size
 
 _STATES = {"running": "running", "paused": "paused"}
 
@@ -83,6 +83,21 @@ def _info_memory_size_summary(context: Context) -> list[str]:
     return [f"base memory: {context.machine.boot_memory}", f"plugged memory: {plugged}"]
 
 
+def _info_numa(context: Context) -> list[str]:
+    """QEMU hw/core/machine-hmp-cmds.c: the size of a node includes what is plugged there."""
+    machine = context.machine
+    lines = [f"{len(machine.numa.nodes)} nodes"]
+    for number, node in enumerate(machine.numa.nodes):
+        devices = (one for one in machine.memory_devices.values() if one.spec.node == number)
+        plugged = sum(device.plugged_size for device in devices)
+        lines += [
+            " ".join([f"node {number} cpus:", *map(str, node.cpus)]),
+            f"node {number} size: {(node.memory + plugged) // MIB} MB",
+            f"node {number} plugged: {plugged // MIB} MB",
+        ]
+    return lines
+
+
 def _qom_get(context: Context, path: str, name: str) -> list[str]:
     value = qom.qom_get(context.machine, path, name)
     return [f'"{value}"' if isinstance(value, str) else str(value)]
@@ -115,6 +130,7 @@ _TABLE: dict[str, tuple[tuple[str, ...], Callable[..., list[str]]]] = {
     "info memory-devices": ((), _info_memory_devices),
     "info memory_size_summary": ((), _info_memory_size_summary),
     "info name": ((), _info_name),
+    "info numa": ((), _info_numa),
     "info status": ((), _info_status),
     "info version": ((), _info_version),
     "qom-get": (("path", "property"), _qom_get),

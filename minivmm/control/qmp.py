@@ -16,7 +16,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from minivmm.control import hmp  # noqa: F401 - adds human-monitor-command to the table
+from minivmm.control import (
+    hmp,  # noqa: F401 - adds human-monitor-command to the table
+    memory_commands,  # noqa: F401 - adds its commands
+)
 from minivmm.control.commands import CAPABILITIES, COMMANDS, version
 from minivmm.control.events import Throttle
 from minivmm.control.face import Context

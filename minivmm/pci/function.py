@@ -1,4 +1,4 @@
-"""A PCI function: identity, BARs, the command register. What its BARs do is for its heirs.
+"""A PCI function: identity, BARs, command register, pin. What its BARs do is for its heirs.
 
 Bus placement (which BAR is decoded where) is decided by host.py, the one place that sees all.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from minivmm.bus import BusDevice
+from minivmm.irq import IrqLine
 from minivmm.pci.config import ConfigSpace
 from minivmm.spec import pci
 from minivmm.units import is_power_of_two
@@ -57,7 +58,7 @@ class Bar:
 
 
 class PciFunction:
-    """A single-function PCI device with memory BARs only and no INTx pin."""
+    """A single-function PCI device with memory BARs only; `header` says if it has a pin."""
 
     name: str = "function"
     """Short name for the bus, traces and inspect()."""
@@ -69,6 +70,8 @@ class PciFunction:
         """Device number on bus 0; host.py sets it."""
         self.on_decode_change: Callable[[], None] | None = None
         """Called when the wanted place of a BAR may have changed; host.py sets it."""
+        self.pin: IrqLine | None = None
+        """Where INTA# leads; host.py sets it."""
         self._was_master = False
         self.config.declare(pci.COMMAND, bytes(2), _COMMAND_BITS.to_bytes(2, "little"))
         self.config.declare(pci.CACHE_LINE_SIZE, b"\0", b"\xff")
@@ -123,9 +126,24 @@ class PciFunction:
         return self.config.get(bar.offset, bar.width) & -bar.size
 
     def set_interrupt_status(self, pending: bool) -> None:
-        """The Interrupt Status bit, which is there with or without a pin (PCI-D-21)."""
+        """The Interrupt Status bit, which asserts INTA# unless that is disabled (PCI 6.2.3)."""
         status = self.config.get(pci.STATUS, 2) & ~pci.Status.INTERRUPT
         self.config.set(pci.STATUS, 2, status | (pci.Status.INTERRUPT if pending else 0))
+        self._drive_pin()
+
+    def offer_reset(self) -> None:
+        """Let drivers reset the function alone (FLR); what is lost is what reset() forgets."""
+        writable = pci.AdvancedFeatures(
+            id=0, length=0, offered=0, control=pci.INITIATE_RESET
+        ).build()
+        control = self.config.add_capability(pci.AdvancedFeatures(), writable)
+        control += pci.AdvancedFeatures.OFFSETS["control"]
+
+        def written() -> None:
+            if self.config.get(control, 1):
+                self.reset()
+
+        self.config.watch(control, 1, after_write=written)
 
     def reset(self) -> None:
         """As after power-on: nothing decoded, no bus master, BARs 0."""
@@ -137,6 +155,9 @@ class PciFunction:
 
     def on_bus_master(self, enabled: bool) -> None:
         """Bus mastering was switched. Heirs stop or resume work here."""
+
+    def on_msix_control(self) -> None:
+        """MSI-X may have been switched on or off. Heirs hand interrupts over to it or the pin."""
 
     def inspect(self) -> dict[str, object]:
         """Identity, command register and BARs."""
@@ -155,7 +176,14 @@ class PciFunction:
             },
         }
 
+    def _drive_pin(self) -> None:
+        status, command = self.config.get(pci.STATUS, 2), self.config.get(pci.COMMAND, 2)
+        if self.pin:
+            asserted = status & pci.Status.INTERRUPT and not command & pci.Command.INTX_DISABLE
+            self.pin.set(bool(asserted))
+
     def _command_written(self) -> None:
+        self._drive_pin()
         self._decode_changed()
         if self.bus_master != self._was_master:
             self._was_master = self.bus_master

@@ -1,12 +1,14 @@
-"""The PCI host: bus 0, both ways into configuration space, and where BARs are decoded."""
+"""The PCI host: bus 0, both ways into configuration space, where BARs are decoded, and pins."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from minivmm.bus import Bus
+from minivmm.irq import InterruptController
 from minivmm.memory.layout import AddressMap, Window
 from minivmm.pci.function import Bar, PciFunction
+from minivmm.pci.intx import PinRouter
 from minivmm.spec import pci
 from minivmm.spec.platform import PCI_CONFIG_PORT
 from minivmm.units import align_up
@@ -30,8 +32,11 @@ class HostBridge(PciFunction):
 class PciHost:
     """Bus 0 with single-function devices, reached by ECAM on `mmio` and by CF8/CFC on `pio`."""
 
-    def __init__(self, mmio: Bus, pio: Bus, address_map: AddressMap) -> None:
+    def __init__(
+        self, mmio: Bus, pio: Bus, address_map: AddressMap, interrupts: InterruptController
+    ) -> None:
         self._mmio = mmio
+        self._pins = PinRouter(interrupts)
         self._windows = (address_map.mmio32, address_map.mmio64)
         self._functions: dict[int, PciFunction] = {}
         ecam, ports = EcamAccess(self._functions), PortAccess(self._functions)
@@ -48,6 +53,7 @@ class PciHost:
             raise ValueError(f"PCI slot {slot} for {function.name} is not free")
         function.slot = slot
         function.on_decode_change = self._decode
+        function.pin = self._pins.pin(slot)
         self._functions[slot] = function
 
     @property

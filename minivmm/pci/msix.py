@@ -45,7 +45,7 @@ class Msix:
         )
         writable = bytes(_CONTROL) + _WRITABLE_CONTROL.to_bytes(2, "little")
         self._control_offset = function.config.add_capability(capability, writable) + _CONTROL
-        function.config.watch(self._control_offset, 2, after_write=self.flush)
+        function.config.watch(self._control_offset, 2, after_write=self._control_written)
         function.add_bar(bar_index, _BAR_SIZE, self, name="msix")
         self.reset()
 
@@ -116,6 +116,10 @@ class Msix:
     @property
     def _control(self) -> int:
         return self._function.config.get(self._control_offset, 2)
+
+    def _control_written(self) -> None:
+        self._function.on_msix_control()
+        self.flush()
 
     def _masked(self, vector: int) -> bool:
         control = self._table[pci.MsixEntry.SIZE * vector + _ENTRY_CONTROL]

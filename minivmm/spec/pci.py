@@ -49,6 +49,7 @@ STATUS = Header.OFFSETS["status"]
 BAR0 = Header.OFFSETS["bars"]
 CAPABILITIES = Header.OFFSETS["capabilities"]
 INTERRUPT_LINE = Header.OFFSETS["interrupt_line"]
+INTERRUPT_PIN = Header.OFFSETS["interrupt_pin"]
 CACHE_LINE_SIZE = Header.OFFSETS["cache_line_size"]
 
 
@@ -79,6 +80,11 @@ class CapabilityId(IntEnum):
 
     VENDOR = 0x09
     MSIX = 0x11
+    ADVANCED_FEATURES = 0x13
+
+
+INTA = 1
+"""Interrupt Pin register of a function that uses INTA#; 0 means none (PCI 6.2.4)."""
 
 
 class ClassCode(IntEnum):
@@ -125,6 +131,33 @@ class MsixEntry(Record):
 
 MSIX_ENTRY_MASKED = 1
 """Vector control, bit 0."""
+
+
+class AdvancedFeature(IntFlag):
+    """Bits of AdvancedFeatures.offered."""
+
+    TRANSACTIONS_PENDING = 1 << 0
+    FUNCTION_RESET = 1 << 1
+
+
+@record
+class AdvancedFeatures(Record):
+    """Advanced Features capability (PCI ECN "Advanced Capabilities", 2006).
+
+    Function level reset for functions that have no PCIe capability: writing 1 to `control` resets.
+    Drivers take it only together with `status`, which tells of transactions that are not over yet.
+    """
+
+    id: int = u8(CapabilityId.ADVANCED_FEATURES)
+    next: int = u8()
+    length: int = u8(6)
+    offered: int = u8(AdvancedFeature.TRANSACTIONS_PENDING | AdvancedFeature.FUNCTION_RESET)
+    control: int = u8()
+    status: int = u8()
+
+
+INITIATE_RESET = 1
+"""Bit 0 of AdvancedFeatures.control; it reads as 0."""
 
 
 class ConfigAddress(IntFlag):

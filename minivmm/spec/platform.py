@@ -50,6 +50,16 @@ SLEEP_TYPE_S5 = 5
 GED_GSI = 9
 """Interrupt of the generic event device (power button)."""
 
+FIRST_PCI_GSI = 16
+PCI_GSIS = 8
+"""I/O APIC pins of PCI interrupt pins; 16-23 are theirs on most PCs."""
+
+
+def pci_gsi(slot: int) -> int:
+    """The GSI that INTA# of the function in `slot` (0..31) drives: neighbours do not share."""
+    return FIRST_PCI_GSI + slot % PCI_GSIS
+
+
 FIRST_MSI_GSI = 24
 """GSIs 0-23 are IOAPIC pins; MSI routes start here."""
 

@@ -14,6 +14,8 @@ from minivmm.spec.virtio import DescriptorFlags
 from minivmm.units import align_up
 from minivmm.virtio.queue.queue import QueueLayout
 
+_PLAIN = DescriptorFlags(0)
+
 
 class GuestAllocator:
     """Hands out zeroed guest memory from [`base`, `end`) and takes it back."""
@@ -66,7 +68,7 @@ class Buffer:
 
     gpa: int
     size: int
-    flags: DescriptorFlags = DescriptorFlags(0)
+    flags: DescriptorFlags = _PLAIN
     """WRITE or INDIRECT; NEXT is the ring's business."""
 
 

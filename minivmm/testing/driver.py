@@ -10,7 +10,6 @@ Everything goes the way a guest would go: configuration space, BARs, rings in gu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -19,11 +18,14 @@ from minivmm.memory.guest import GuestMemory
 from minivmm.memory.layout import AddressMap, Window
 from minivmm.memory.region import Region
 from minivmm.pci.host import PciHost
-from minivmm.spec import pci, platform, virtio_pci
+from minivmm.spec import pci, platform
 from minivmm.spec.virtio import DeviceStatus, Feature
-from minivmm.spec.virtio_pci import CapabilityType, CommonConfig
+from minivmm.spec.virtio_pci import NO_VECTOR, CapabilityType, CommonConfig
+from minivmm.testing.buffers import GuestAllocator, RingDriver, Used
 from minivmm.testing.fake_irq import FakeDefer, FakeDoorbells, FakeInterruptController
-from minivmm.testing.ring import GuestAllocator, SplitDriver, Used
+from minivmm.testing.packed_ring import PackedDriver
+from minivmm.testing.pci_driver import PciDriver
+from minivmm.testing.ring import SplitDriver
 from minivmm.trace import Event, Trace
 from minivmm.units import GIB, MIB
 from minivmm.virtio.device import VirtioDevice
@@ -35,17 +37,7 @@ MESSAGE_ADDRESS = 0xFEE0_0000
 _WIDTHS = {name: (offset, width) for offset, width, name in CommonConfig.layout()}
 
 
-@dataclass(frozen=True)
-class Structure:
-    """Where a virtio structure lies: BAR, offset and length (bytes), as its capability says."""
-
-    bar: int
-    offset: int
-    length: int
-    multiplier: int = 0
-
-
-class VirtioPciDriver:
+class VirtioPciDriver(PciDriver):
     """Drives the virtio function in `slot`. `doorbells` and `defer` stand for KVM and the loop."""
 
     def __init__(
@@ -58,69 +50,13 @@ class VirtioPciDriver:
         doorbells: FakeDoorbells,
         defer: FakeDefer,
     ) -> None:
-        self.queues: dict[int, SplitDriver] = {}
-        self.structures: dict[CapabilityType, Structure] = {}
-        self.msix_capability = 0
+        super().__init__(mmio, slot)
+        self.queues: dict[int, RingDriver] = {}
         self.features = 0
-        self._mmio = mmio
         self._memory = memory
         self._allocator = allocator
-        self._config_base = platform.ECAM_BASE + slot * 8 * pci.ECAM_FUNCTION_SIZE
         self._doorbells = doorbells
         self._defer = defer
-
-    # -- PCI ---------------------------------------------------------------------------------------
-
-    def read_pci(self, offset: int, size: int) -> int:
-        """Configuration read by ECAM."""
-        return self._mmio.read(self._config_base + offset, size)
-
-    def write_pci(self, offset: int, size: int, value: int) -> None:
-        """Configuration write by ECAM."""
-        self._mmio.write(self._config_base + offset, size, value)
-
-    def probe(self) -> Self:
-        """Switch memory space and bus mastering on, find all capabilities."""
-        command = pci.Command.MEMORY_SPACE | pci.Command.BUS_MASTER
-        self.write_pci(pci.COMMAND, 2, command)
-        at = self.read_pci(pci.CAPABILITIES, 1)
-        while at:
-            self._capability(at)
-            at = self.read_pci(at + 1, 1)
-        return self
-
-    def bar_address(self, index: int) -> int:
-        """Guest physical address in BAR `index`."""
-        low = self.read_pci(pci.BAR0 + 4 * index, 4)
-        high = self.read_pci(pci.BAR0 + 4 * index + 4, 4) if low & pci.BarFlags.TYPE_64 else 0
-        return (high << 32 | low) & ~0xF
-
-    def address(self, kind: CapabilityType, offset: int = 0) -> int:
-        """Guest physical address of `offset` in a structure."""
-        structure = self.structures[kind]
-        return self.bar_address(structure.bar) + structure.offset + offset
-
-    def read(self, kind: CapabilityType, offset: int, size: int) -> int:
-        """MMIO read inside a structure."""
-        return self._mmio.read(self.address(kind, offset), size)
-
-    def write(self, kind: CapabilityType, offset: int, size: int, value: int) -> None:
-        """MMIO write inside a structure."""
-        self._mmio.write(self.address(kind, offset), size, value)
-
-    def _capability(self, at: int) -> None:
-        kind = self.read_pci(at, 1)
-        if kind == pci.CapabilityId.MSIX:
-            self.msix_capability = at
-        if kind != pci.CapabilityId.VENDOR:
-            return
-        size = virtio_pci.NotifyCapability.SIZE
-        data = bytes(self.read_pci(at + i, 1) for i in range(size))
-        found = virtio_pci.NotifyCapability.parse(data)
-        self.structures.setdefault(
-            CapabilityType(found.type),
-            Structure(found.bar, found.offset, found.size, found.multiplier),
-        )
 
     # -- common configuration ----------------------------------------------------------------------
 
@@ -168,9 +104,13 @@ class VirtioPciDriver:
         self.add_status(DeviceStatus.FEATURES_OK)
         return DeviceStatus.FEATURES_OK in self.status
 
+    def has(self, feature: Feature) -> bool:
+        """Was `feature` negotiated?"""
+        return bool(self.features & feature.mask)
+
     def setup_queue(
         self, index: int, size: int | None = None, *, vector: int | None = None
-    ) -> SplitDriver:
+    ) -> RingDriver:
         """A new ring for queue `index` (default: its largest size), enabled.
 
         Its vector is index + 1 by default, or the last one if there are fewer.
@@ -178,15 +118,14 @@ class VirtioPciDriver:
         self.set("queue_select", index)
         if size is not None:
             self.set("queue_size", size)
-        event_idx = bool(self.features & Feature.EVENT_IDX.mask)
-        ring = SplitDriver(
-            self._memory, self._allocator, self.get("queue_size"), event_idx=event_idx
-        )
+        kind = PackedDriver if self.has(Feature.RING_PACKED) else SplitDriver
+        event_idx = self.has(Feature.EVENT_IDX)
+        ring = kind(self._memory, self._allocator, self.get("queue_size"), event_idx=event_idx)
         self.set("queue_desc", ring.layout.descriptors)
         self.set("queue_driver", ring.layout.driver)
         self.set("queue_device", ring.layout.device)
         if vector is None:
-            vector = min(index + 1, self.vectors - 1)
+            vector = min(index + 1, self.vectors - 1) if self.vectors else NO_VECTOR
         self.set("queue_msix_vector", vector)
         self.set("queue_enable", 1)
         self.queues[index] = ring
@@ -194,7 +133,9 @@ class VirtioPciDriver:
 
     @property
     def vectors(self) -> int:
-        """How many vectors the MSI-X table has."""
+        """How many vectors the MSI-X table has; 0 if there is no MSI-X."""
+        if not self.msix_capability:
+            return 0
         return (self.read_pci(self.msix_capability + 2, 2) & 0x7FF) + 1
 
     def enable_msix(self) -> None:
@@ -224,8 +165,9 @@ class VirtioPciDriver:
         self.probe()
         self.reset()
         assert self.negotiate(features), "FEATURES_OK was refused"
-        self.enable_msix()
-        self.set("config_msix_vector", 0)
+        if self.msix_capability:
+            self.enable_msix()
+            self.set("config_msix_vector", 0)
         for index in range(self.get("num_queues")):
             self.setup_queue(index, size)
         self.add_status(DeviceStatus.DRIVER_OK)
@@ -236,6 +178,12 @@ class VirtioPciDriver:
         self.set("device_status", 0)
         self.queues.clear()
 
+    def reset_queue(self, index: int) -> None:
+        """Write 1 to queue_reset (RING_RESET); the ring is forgotten."""
+        self.set("queue_select", index)
+        self.set("queue_reset", 1)
+        self.queues.pop(index, None)
+
     def kick(self, index: int, *, by_exit: bool = False) -> None:
         """Ring the doorbell of queue `index`; with `by_exit`, by a write that reaches the BAR.
 
@@ -245,9 +193,19 @@ class VirtioPciDriver:
         structure = self.structures[CapabilityType.NOTIFY]
         offset = self.get("queue_notify_off") * structure.multiplier
         gpa = self.address(CapabilityType.NOTIFY, offset)
-        if by_exit or not self._doorbells.ring(gpa, 2):
-            self._mmio.write(gpa, 2, index)
+        width, value = self._doorbell(index)
+        if by_exit or not self._doorbells.ring(gpa, width):
+            self._mmio.write(gpa, width, value)
         self._defer.run()
+
+    def _doorbell(self, index: int) -> tuple[int, int]:
+        """Width in bytes and value of queue `index`'s doorbell (PCI-V-9)."""
+        named = self.has(Feature.NOTIF_CONFIG_DATA)
+        name = self.get("queue_notif_config_data") if named else index
+        if not self.has(Feature.NOTIFICATION_DATA):
+            return 2, name
+        position = self.queues[index].position if index in self.queues else 0
+        return 4, position << 16 | name
 
     def submit(self, index: int, *readable: bytes, writable: tuple[int, ...] = ()) -> list[Used]:
         """One chain: add, kick if the device wants it, collect everything that came back."""
@@ -308,7 +266,7 @@ class DeviceBench:
         self.defer = FakeDefer()
         self.trace = Trace()
         self.mmio, self.pio = Bus("mmio"), Bus("pio")
-        self.host = PciHost(self.mmio, self.pio, address_map)
+        self.host = PciHost(self.mmio, self.pio, address_map, self.irq)
         self.function = VirtioPciFunction(
             device,
             interrupts=self.irq,

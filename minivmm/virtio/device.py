@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from minivmm.memory.guest import GuestMemory
+from minivmm.virtio.options import VirtioOptions
 from minivmm.virtio.queue.queue import VirtQueue
 
 
@@ -26,7 +27,7 @@ class DeviceTraits:
     name: str
     """Short name for traces: "virtio-mem"."""
     queue_sizes: tuple[int, ...]
-    """Largest size of every queue, in descriptors; powers of two."""
+    """Largest size of every queue, in descriptors; powers of two. VirtioOptions may overrule it."""
     config_size: int
     """Bytes of device configuration space; 0 if there is none."""
     pci_class: int = 0x00FF00
@@ -65,9 +66,11 @@ class VirtioDevice(ABC):
 
     traits: ClassVar[DeviceTraits]
 
-    def __init__(self, identifier: str) -> None:
+    def __init__(self, identifier: str, options: VirtioOptions | None = None) -> None:
         self.identifier = identifier
         """The user's name for this device ("vmem0"), unique in a machine."""
+        self.options = options or VirtioOptions()
+        """Switches for the transport; device specs are such options."""
 
     def attach(self, memory: GuestMemory, signals: Signals) -> None:
         """Called once, before the guest runs. Overriders call it and may keep more."""
@@ -96,6 +99,9 @@ class VirtioDevice(ABC):
     @abstractmethod
     def handle_queue(self, index: int, queue: VirtQueue) -> None:
         """The driver kicked queue `index`, which is live."""
+
+    def forget_queue(self, index: int) -> None:  # noqa: B027
+        """The driver reset queue `index` alone: drop its chains, finish its work (GEN-D-7)."""
 
     def reset(self) -> None:  # noqa: B027
         """Device reset: forget the driver. Never changes virtio-mem block state (MEM-D-13)."""

@@ -4,36 +4,31 @@ What the registers mean to a device is transport.py's. BAR 0 is 64-bit, 16 KiB:
 
     0x0000 common configuration   0x1000 ISR   0x2000 device configuration   0x3000 doorbells
 
-BAR 2 holds the MSI-X table. There is no INTx pin; the ISR byte and the Interrupt Status bit follow
-the rules all the same.
+BAR 2 holds the MSI-X table. Drivers that do not switch MSI-X on, and those of devices without any
+(vectors=0), are interrupted by INTA#: level-triggered, and released by reading the ISR byte.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 from minivmm.bus import Bus, Doorbells
 from minivmm.irq import InterruptController
 from minivmm.memory.guest import GuestMemory
-from minivmm.pci.config import ConfigSpace
 from minivmm.pci.function import Bar, PciFunction
 from minivmm.pci.msix import MAX_VECTORS, Msix
-from minivmm.registers import Register, RegisterFile, constant
+from minivmm.registers import Register, RegisterFile
 from minivmm.spec import pci, virtio_pci
 from minivmm.spec.virtio_pci import CapabilityType, CommonConfig, Isr
 from minivmm.trace import Trace
 from minivmm.virtio.device import VirtioDevice
+from minivmm.virtio.notification import STRIDE, NotificationArea
 from minivmm.virtio.pci_common import CommonConfiguration
-from minivmm.virtio.transport import Defer, Transport
+from minivmm.virtio.pci_window import ConfigWindow
+from minivmm.virtio.service import Defer
+from minivmm.virtio.transport import Transport
 
 _VIRTIO_BAR, _MSIX_BAR = 0, 2
 _COMMON, _ISR, _DEVICE, _NOTIFY = 0x0000, 0x1000, 0x2000, 0x3000
 _PART_SIZE, _BAR_SIZE = 0x1000, 0x4000
-DOORBELL_STRIDE = 4
-"""Bytes from one queue's doorbell to the next: notify_off_multiplier."""
-DOORBELL_WIDTH = 2
-"""Drivers write the 16-bit queue index (PCI-V-9)."""
 
 
 class VirtioPciFunction(PciFunction):
@@ -52,24 +47,22 @@ class VirtioPciFunction(PciFunction):
         super().__init__(_header(device))
         self.name = device.identifier
         self.device = device
-        self._doorbells = doorbells
-        self._unbind: list[Callable[[], None]] = []
         self._isr = 0
-        self._queues = range(len(device.traits.queue_sizes))
         self.transport = Transport(device, self, memory=memory, trace=trace, defer=defer)
-        vectors = min(device.traits.vectors or max(2, 1 + len(self._queues)), MAX_VECTORS)
-        self._common = CommonConfiguration(self.transport, vectors)
+        self._notifications = NotificationArea(self.transport, doorbells)
+        vectors = _vectors(device)
+        self._common = CommonConfiguration(self.transport, self._notifications, vectors)
         registers = self._build_bar()
         self._add_capabilities()
-        bar = self.add_bar(
-            _VIRTIO_BAR, _BAR_SIZE, registers, name="virtio", wide=True, prefetchable=True
-        )
-        ConfigWindow(self.config, bar)
-        self.msix = Msix(self, vectors, interrupts, bar_index=_MSIX_BAR)
+        self.add_bar(_VIRTIO_BAR, _BAR_SIZE, registers, name="virtio", wide=True, prefetchable=True)
+        ConfigWindow(self)
+        self.msix = Msix(self, vectors, interrupts, bar_index=_MSIX_BAR) if vectors else None
+        if device.options.flr:
+            self.offer_reset()
 
     def notify_queue(self, index: int) -> None:
-        """Used-buffer notification: message, or ISR bit 0 without MSI-X (PCI-D-21, PCI-D-32)."""
-        if self.msix.enabled:
+        """Used-buffer notification: message, or ISR bit 0 and pin (PCI-D-21, PCI-D-32)."""
+        if self.msix and self.msix.enabled:
             self.msix.deliver(self._common.queue_vectors[index])
         else:
             self._set_isr(self._isr | Isr.QUEUE)
@@ -77,39 +70,45 @@ class VirtioPciFunction(PciFunction):
     def notify_config(self) -> None:
         """Configuration change notification; ISR bit 1 first, with or without MSI-X (PCI-D-20)."""
         self._set_isr(self._isr | Isr.CONFIG)
-        if self.msix.enabled:
+        if self.msix and self.msix.enabled:
             self.msix.deliver(self._common.config_vector)
 
     def on_device_reset(self) -> None:
         """The transport was reset: no vector mapped, nothing pending (PCI-D-30, GEN-D-5)."""
         self._common.reset()
-        self.msix.forget_pending()
+        if self.msix:
+            self.msix.forget_pending()
         self._set_isr(0)
 
+    def on_queue_reset(self, index: int) -> None:
+        """Queue `index` was reset: it is mapped to no vector (GEN-D-7)."""
+        self._common.queue_vectors[index] = virtio_pci.NO_VECTOR
+
     def on_bar_moved(self, bar: Bar) -> None:
-        """Doorbells follow the BAR (reference F.5)."""
-        if bar.index != _VIRTIO_BAR:
-            return
-        for unbind in self._unbind:
-            unbind()
-        self._unbind.clear()
-        if bar.mapped is None:
-            return
-        for index in self._queues:
-            gpa = bar.mapped + _NOTIFY + DOORBELL_STRIDE * index
-            ring = partial(self.transport.kick, index)
-            self._unbind.append(self._doorbells.bind(gpa, DOORBELL_WIDTH, ring))
+        """Doorbells follow the BAR (reference F.5).
+
+        What another CPU rang at the old place may not have been heard, so all rings are looked at.
+        """
+        if bar.index == _VIRTIO_BAR:
+            self._notifications.move(None if bar.mapped is None else bar.mapped + _NOTIFY)
+            self.transport.kick_all()
 
     def on_bus_master(self, enabled: bool) -> None:
         """While off, rings rest and messages wait; afterwards both are looked at again."""
         if enabled:
-            self.msix.flush()
+            if self.msix:
+                self.msix.flush()
             self.transport.kick_all()
+
+    def on_msix_control(self) -> None:
+        """With MSI-X the pin is silent; without, it tells of every ISR bit (PCI-D-21)."""
+        self._set_isr(self._isr)
 
     def reset(self) -> None:
         """Device reset and PCI function reset; the device model keeps its own state (E.5)."""
         self.transport.reset()
-        self.msix.reset()
+        if self.msix:
+            self.msix.reset()
         super().reset()
 
     def system_reset(self) -> None:
@@ -122,19 +121,18 @@ class VirtioPciFunction(PciFunction):
         return {
             **super().inspect(),
             "transport": self.transport.inspect(),
-            "msix": self.msix.inspect(),
+            "msix": self.msix.inspect() if self.msix else None,
             "isr": self._isr,
             "model": self.device.inspect(),
         }
 
     def _add_capabilities(self) -> None:
         """One of each structure; the driver reads from them where in BAR 0 it lies (PCI-D-7)."""
-        doorbells = DOORBELL_STRIDE * len(self._queues)
         add = self.config.add_capability
         add(_capability(CapabilityType.COMMON, _COMMON, CommonConfig.SIZE))
         add(
             virtio_pci.NotifyCapability(
-                bar=_VIRTIO_BAR, offset=_NOTIFY, size=doorbells, multiplier=DOORBELL_STRIDE
+                bar=_VIRTIO_BAR, offset=_NOTIFY, size=self._notifications.size, multiplier=STRIDE
             )
         )
         add(_capability(CapabilityType.ISR, _ISR, 1))
@@ -144,26 +142,12 @@ class VirtioPciFunction(PciFunction):
     def _build_bar(self) -> Bus:
         """The parts of BAR 0 on a bus of their own."""
         isr = Register(0, 1, "isr", self._read_isr)
-        doorbells = RegisterFile(
-            Register(
-                DOORBELL_STRIDE * index,
-                DOORBELL_WIDTH,
-                f"doorbell {index}",
-                constant(0),
-                partial(self._rung, index),
-            )
-            for index in self._queues
-        )
         inside = Bus(f"{self.name} bar")
         inside.add(_COMMON, _PART_SIZE, self._common.registers, name="common")
         inside.add(_ISR, _PART_SIZE, RegisterFile([isr]), name="isr")
         inside.add(_DEVICE, _PART_SIZE, DeviceConfiguration(self.transport), name="device")
-        inside.add(_NOTIFY, _PART_SIZE, doorbells, name="notify")
+        inside.add(_NOTIFY, _PART_SIZE, self._notifications, name="notify")
         return inside
-
-    def _rung(self, index: int, value: int) -> None:
-        """A doorbell write that came as an exit; which queue it is, the address says."""
-        self.transport.kick(index)
 
     def _read_isr(self) -> int:
         isr = self._isr
@@ -172,7 +156,7 @@ class VirtioPciFunction(PciFunction):
 
     def _set_isr(self, isr: int) -> None:
         self._isr = int(isr)
-        self.set_interrupt_status(bool(isr) and not self.msix.enabled)
+        self.set_interrupt_status(bool(isr) and not (self.msix and self.msix.enabled))
 
 
 class DeviceConfiguration:
@@ -190,44 +174,6 @@ class DeviceConfiguration:
         self._transport.write_config(offset, size, value)
 
 
-class ConfigWindow:
-    """The PCI_CFG capability: BAR 0 through configuration space, decoded or not (PCI-D-26)."""
-
-    def __init__(self, config: ConfigSpace, bar: Bar) -> None:
-        self._config = config
-        self._bar = bar
-        fields = virtio_pci.WindowCapability.OFFSETS
-        writable = virtio_pci.WindowCapability(
-            id=0, length=0, type=0, bar=0xFF, offset=(1 << 32) - 1, size=(1 << 32) - 1
-        ).build()[: fields["data"]]
-        start = config.add_capability(virtio_pci.WindowCapability(), writable + b"\xff" * 4)
-        self._bar_at = start + fields["bar"]
-        self._offset_at = start + fields["offset"]
-        self._size_at = start + fields["size"]
-        self._data_at = start + fields["data"]
-        config.watch(self._data_at, 4, before_read=self._load, after_write=self._store)
-
-    def _load(self) -> None:
-        target = self._target()
-        if target:
-            self._config.set(self._data_at, 4, self._bar.device.read(*target))
-
-    def _store(self) -> None:
-        target = self._target()
-        if target:
-            offset, size = target
-            self._bar.device.write(offset, size, self._config.get(self._data_at, size))
-
-    def _target(self) -> tuple[int, int] | None:
-        """(offset, size) of a valid access (PCI-V-8); None for anything else."""
-        offset, size = self._config.get(self._offset_at, 4), self._config.get(self._size_at, 4)
-        if self._config.get(self._bar_at, 1) != self._bar.index or size not in (1, 2, 4):
-            return None
-        if offset % size or offset + size > self._bar.size:
-            return None
-        return offset, size
-
-
 def _header(device: VirtioDevice) -> pci.Header:
     traits = device.traits
     return pci.Header(
@@ -237,7 +183,16 @@ def _header(device: VirtioDevice) -> pci.Header:
         class_code=traits.pci_class.to_bytes(3, "little"),
         subsystem_vendor_id=virtio_pci.SUBSYSTEM_VENDOR_ID,
         subsystem_id=virtio_pci.SUBSYSTEM_ID,
+        interrupt_pin=pci.INTA,
     )
+
+
+def _vectors(device: VirtioDevice) -> int:
+    """MSI-X vectors: as the user says, else as the device model does, else one per event."""
+    if device.options.vectors is not None:
+        return device.options.vectors
+    events = 1 + len(device.traits.queue_sizes)
+    return device.traits.vectors or min(max(2, events), MAX_VECTORS)
 
 
 def _capability(kind: CapabilityType, offset: int, size: int) -> virtio_pci.VirtioCapability:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from minivmm.registers import Read, Register, RegisterFile, Write, constant
 from minivmm.spec.virtio_pci import NO_VECTOR, CommonConfig
+from minivmm.virtio.notification import NotificationArea
 from minivmm.virtio.queue_registers import Part, QueueRegisters
 from minivmm.virtio.transport import Transport
 
@@ -16,8 +17,9 @@ from minivmm.virtio.transport import Transport
 class CommonConfiguration:
     """Selectors, vectors, and `registers`, the BusDevice of the whole structure."""
 
-    def __init__(self, transport: Transport, vectors: int) -> None:
+    def __init__(self, transport: Transport, notifications: NotificationArea, vectors: int) -> None:
         self._transport = transport
+        self._notifications = notifications
         self._vectors = vectors
         self.reset()
         access = {**self._device_access(), **self._queue_access()}
@@ -69,8 +71,8 @@ class CommonConfiguration:
             "queue_desc": self._address(Part.DESCRIPTORS),
             "queue_driver": self._address(Part.DRIVER),
             "queue_device": self._address(Part.DEVICE),
-            "queue_notif_config_data": (constant(0), None),
-            "queue_reset": (constant(0), None),
+            "queue_notif_config_data": (self._notif_config_data, None),
+            "queue_reset": (constant(0), self._reset_queue),
         }
 
     @property
@@ -106,6 +108,13 @@ class CommonConfiguration:
     def _enable_queue(self, value: int) -> None:
         if self._selected:
             self._transport.enable_queue(self._queue_select, value)
+
+    def _reset_queue(self, value: int) -> None:
+        if self._selected:
+            self._transport.reset_queue(self._queue_select, value)
+
+    def _notif_config_data(self) -> int:
+        return self._notifications.config_data(self._queue_select) if self._selected else 0
 
     def _valid_vector(self, vector: int) -> int:
         """`vector`, or NO_VECTOR for a number that the table does not have (PCI-D-31)."""

@@ -22,14 +22,23 @@ class QueueRegisters:
 
     def __init__(self, max_size: int) -> None:
         self._max_size = max_size
+        self.packed = False
+        """Is the queue a packed one, whose size need not be a power of two?"""
         self.reset()
 
     def reset(self) -> None:
-        """Back to the defaults: largest size, no addresses, disabled (PCI-D-13)."""
-        self.size = self._max_size
+        """Back to the defaults: largest size, no addresses, disabled (PCI-D-13, PCI-D-14)."""
         self.enabled = False
+        self._chosen_size: int | None = None
         self._refused_size: int | None = None
         self._addresses = dict.fromkeys(Part, 0)
+
+    @property
+    def size(self) -> int:
+        """Descriptors: as the driver chose, by default the most that the format can have."""
+        if self._chosen_size is not None:
+            return self._chosen_size
+        return self._max_size if self.packed else 1 << self._max_size.bit_length() - 1
 
     def set_size(self, size: int) -> None:
         """Descriptors, written by the driver. Sizes that the format forbids are not taken over.
@@ -38,8 +47,8 @@ class QueueRegisters:
         """
         if self.enabled:
             return
-        if is_power_of_two(size) and size <= self._max_size:
-            self.size, self._refused_size = size, None
+        if 1 <= size <= self._max_size and (self.packed or is_power_of_two(size)):
+            self._chosen_size, self._refused_size = size, None
         else:
             self._refused_size = size
 
@@ -55,8 +64,9 @@ class QueueRegisters:
     def layout(self) -> QueueLayout:
         """Everything as the queue formats want it. Raises DeviceBroken if a size was refused."""
         if self._refused_size is not None:
+            kind = "a size" if self.packed else "a power of two"
             raise DeviceBroken(
-                f"queue size {self._refused_size} is not a power of two up to {self._max_size}"
+                f"queue size {self._refused_size} is not {kind} up to {self._max_size}"
             )
         return QueueLayout(
             self.size,

@@ -10,7 +10,7 @@ methods here and is the Notifier. All methods run with the machine's lock held.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -22,12 +22,7 @@ from minivmm.virtio.device import VirtioDevice
 from minivmm.virtio.queue import open_queue
 from minivmm.virtio.queue.queue import VirtQueue
 from minivmm.virtio.queue_registers import QueueRegisters
-
-TRANSPORT_FEATURES = Feature.VERSION_1.mask | Feature.INDIRECT_DESC.mask | Feature.EVENT_IDX.mask
-"""Offered for every device, whatever its type."""
-
-Defer = Callable[[Callable[[], None]], None]
-"""defer(fn): call fn later, on the event loop, with the lock held."""
+from minivmm.virtio.service import Defer, QueueService
 
 _DRIVER_BITS = (
     DeviceStatus.ACKNOWLEDGE
@@ -52,6 +47,9 @@ class Notifier(Protocol):
     def on_device_reset(self) -> None:
         """Forget interrupt mappings and everything that has not been delivered."""
 
+    def on_queue_reset(self, index: int) -> None:
+        """The same for queue `index` alone."""
+
     @property
     def bus_master(self) -> bool:
         """May the device touch guest memory?"""
@@ -69,22 +67,20 @@ class Transport:
         trace: Trace,
         defer: Defer,
     ) -> None:
-        sizes = device.traits.queue_sizes
+        sizes = [device.options.queue_size or size for size in device.traits.queue_sizes]
         self.device = device
         self.status = DeviceStatus(0)
-        self.device_features = TRANSPORT_FEATURES | device.offered_features()
+        self.device_features = device.options.ring_features | device.offered_features()
         self.driver_features = 0
+        self.trouble = ""
+        """Why NEEDS_RESET is set, in a line."""
         self.queue_registers = tuple(QueueRegisters(size) for size in sizes)
         self._notifier = notifier
         self._memory = memory
         self._trace = trace
-        self._defer = defer
+        self._service = QueueService(len(sizes), self._handle, self.kick, defer)
         self._generation = 0
         self._generation_seen = False
-        self._queues: list[VirtQueue | None] = [None] * len(sizes)
-        self._busy: set[int] = set()
-        self._kicked_again: set[int] = set()
-        self._deferred: dict[int, VirtQueue] = {}
         device.attach(memory, self)
 
     @property
@@ -99,7 +95,7 @@ class Transport:
             "device-features": f"{self.device_features:#x}",
             "driver-features": f"{self.driver_features:#x}",
             "config-generation": self._generation,
-            "queues": {q.index: q.inspect() for q in self._queues if q is not None},
+            "queues": self._service.inspect(),
         }
 
     # -- status and features: what the driver writes -----------------------------------------------
@@ -110,7 +106,7 @@ class Transport:
             self.reset()
             return
         added = DeviceStatus(value) & _DRIVER_BITS & ~self.status
-        if DeviceStatus.FEATURES_OK in added and not self._features_acceptable():
+        if DeviceStatus.FEATURES_OK in added and not self._settle_features():
             added &= ~DeviceStatus.FEATURES_OK
         if DeviceStatus.FEATURES_OK not in self.status | added:
             added &= ~DeviceStatus.DRIVER_OK
@@ -119,7 +115,7 @@ class Transport:
         self.status |= added
         self.trace("status", status=self.status.name)
         if DeviceStatus.FAILED in added:
-            self._close_queues()
+            self._service.close_all()
         elif DeviceStatus.DRIVER_OK in added:
             self._start()
 
@@ -144,21 +140,52 @@ class Transport:
     def enable_queue(self, index: int, value: int) -> None:
         """queue_enable: 1 freezes the queue's registers; anything else is ignored (B.7).
 
-        Possible between FEATURES_OK and DRIVER_OK. What is wrong with the registers shows at
-        DRIVER_OK, as NEEDS_RESET.
+        Possible between FEATURES_OK and DRIVER_OK; with RING_RESET also later, and then the queue
+        lives at once (GEN-D-8). What is wrong with the registers shows as NEEDS_RESET, at DRIVER_OK
+        at the earliest.
         """
         settled = self.status & (DeviceStatus.FEATURES_OK | DeviceStatus.DRIVER_OK)
-        if value == 1 and settled == DeviceStatus.FEATURES_OK:
-            self.queue_registers[index].enabled = True
+        registers = self.queue_registers[index]
+        if value != 1 or registers.enabled:
+            return
+        if settled == DeviceStatus.FEATURES_OK:
+            registers.enabled = True
+        elif self.live and self.negotiated(Feature.RING_RESET):
+            registers.enabled = True
+            with self._guarded("enable_queue"):
+                self._open(index)
+            self.kick(index)
+
+    def reset_queue(self, index: int, value: int) -> None:
+        """queue_reset: with RING_RESET, 1 makes the queue as it was before it was set up.
+
+        It is done when this returns, so queue_reset never reads 1 (PCI-D-14, GEN-D-7).
+        """
+        if value != 1 or not self.negotiated(Feature.RING_RESET):
+            return
+        self.trace("queue-reset", queue=index)
+        self._service.close(index)
+        self.queue_registers[index].reset()
+        self._notifier.on_queue_reset(index)
+        if self.live:
+            with self._guarded("forget_queue"):
+                self.device.forget_queue(index)
+
+    def negotiated(self, feature: Feature) -> bool:
+        """Was `feature` settled with the driver, by FEATURES_OK?"""
+        settled = DeviceStatus.FEATURES_OK in self.status
+        return settled and bool(self.driver_features & feature.mask)
 
     def reset(self) -> None:
         """Device reset (GEN-D-5): afterwards nothing touches queues or notifies the driver."""
         if self.status:
             self.trace("reset")
         self.status = DeviceStatus(0)
-        self._close_queues()
+        self.trouble = ""
+        self._service.close_all()
         for registers in self.queue_registers:
             registers.reset()
+            registers.packed = False
         self.driver_features = 0
         self._notifier.on_device_reset()
         with self._guarded("reset"):
@@ -208,27 +235,14 @@ class Transport:
     def kick(self, index: int) -> None:
         """Let the device handle queue `index`, if it is live; from the driver or from the device.
 
-        Whatever goes wrong in there breaks the device and nothing else. A kick during the handling
-        of the same queue comes after it, as does the rest of a queue with more work than a bound.
+        Whatever goes wrong in there breaks the device and nothing else.
         """
-        queue = self._queues[index]
-        if queue is None or not self.live or not self._notifier.bus_master:
-            return
-        if index in self._busy:
-            self._kicked_again.add(index)
-            return
-        self._busy.add(index)
-        with self._guarded("handle_queue"):
-            self.device.handle_queue(index, queue)
-        self._busy.discard(index)
-        if queue.interrupted or index in self._kicked_again:
-            queue.interrupted = False
-            self._kicked_again.discard(index)
-            self._kick_later(index, queue)
+        if self.live and self._notifier.bus_master:
+            self._service.serve(index)
 
     def kick_all(self) -> None:
         """Look at every live queue: kicks were ignored until now."""
-        for index in range(len(self._queues)):
+        for index in range(len(self.queue_registers)):
             self.kick(index)
 
     def trace(self, name: str, **fields: object) -> None:
@@ -237,7 +251,8 @@ class Transport:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _features_acceptable(self) -> bool:
+    def _settle_features(self) -> bool:
+        """FEATURES_OK: are the driver's features a set that can be served? (GEN-D-3)"""
         chosen = self.driver_features
         refused = ""
         if chosen & ~self.device_features:
@@ -250,6 +265,8 @@ class Transport:
                 accepted = self.device.accept_features(chosen)
             refused = "" if accepted else "the device needs others"
         self.trace("features", chosen=f"{chosen:#x}", refused=refused)
+        for registers in self.queue_registers:
+            registers.packed = not refused and bool(chosen & Feature.RING_PACKED.mask)
         return not refused
 
     def _start(self) -> None:
@@ -259,32 +276,19 @@ class Transport:
         with self._guarded("start"):
             for index, registers in enumerate(self.queue_registers):
                 if registers.enabled:
-                    self._queues[index] = open_queue(
-                        index, self._memory, registers.layout(), self.driver_features
-                    )
-            self.device.start(tuple(self._queues))
+                    self._open(index)
+            self.device.start(tuple(self._service.queues))
         self.kick_all()
 
-    def _kick_later(self, index: int, queue: VirtQueue) -> None:
-        """One deferred kick at a time, forgotten if the queue is gone by then."""
-        if self._deferred.get(index) is queue:
-            return
-        self._deferred[index] = queue
+    def _open(self, index: int) -> None:
+        """Raises DeviceBroken for what is wrong with the registers of queue `index`."""
+        layout = self.queue_registers[index].layout()
+        queue = open_queue(index, self._memory, layout, self.driver_features)
+        self._service.queues[index] = queue
 
-        def again() -> None:
-            if self._deferred.get(index) is queue:
-                del self._deferred[index]
-                self.kick(index)
-
-        self._defer(again)
-
-    def _close_queues(self) -> None:
-        for index, queue in enumerate(self._queues):
-            if queue is not None:
-                queue.close()
-            self._queues[index] = None
-        self._deferred.clear()
-        self._kicked_again.clear()
+    def _handle(self, index: int, queue: VirtQueue) -> None:
+        with self._guarded("handle_queue"):
+            self.device.handle_queue(index, queue)
 
     @contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
@@ -302,7 +306,8 @@ class Transport:
             return
         was_live = self.live
         self.status |= DeviceStatus.NEEDS_RESET
-        self._close_queues()
+        self.trouble = why
+        self._service.close_all()
         self.trace("broken", why=why, **fields)
         if was_live:
             self._notifier.notify_config()

@@ -50,15 +50,18 @@ def minivmm(*words: str, timeout: float = 240) -> Finished:
         return Finished(child.exitcode, out.read().decode(), err.read().decode())
 
 
-def start(words: Sequence[str], out: int, err: int) -> ForkProcess:
-    """Start the command line in a fork: in the lab, a fresh Python needs 5 s to import minivmm."""
-    child = ForkProcess(target=_main, args=(words, out, err))
+def start(words: Sequence[str], out: int, err: int, *, source: int | None = None) -> ForkProcess:
+    """Start the command line in a fork: in the lab, a fresh Python needs 5 s to import minivmm.
+
+    Its standard input is descriptor `source`, or nothing.
+    """
+    child = ForkProcess(target=_main, args=(words, out, err, source))
     child.start()
     return child
 
 
-def _main(words: Sequence[str], out: int, err: int) -> None:
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+def _main(words: Sequence[str], out: int, err: int, source: int | None) -> None:
+    os.dup2(os.open(os.devnull, os.O_RDONLY) if source is None else source, 0)
     os.dup2(out, 1)
     os.dup2(err, 2)
     sys.stdin, sys.stdout, sys.stderr = (
@@ -90,7 +93,10 @@ class Guest:
 
     def __enter__(self) -> Self:
         words = ["boot", "-n", self.name, "--accel", "kvm", *self._options]
-        self.process = start(words, self._output.fileno(), self._output.fileno())
+        keys, self._keyboard = os.pipe()
+        output = self._output.fileno()
+        self.process = start(words, output, output, source=keys)
+        os.close(keys)
         try:
             self.directory = machine_dir(self.name)
             self.qmp = self._connect()
@@ -120,6 +126,11 @@ class Guest:
             self.process.join()
             self.directory.remove()
         self._output.close()
+        os.close(self._keyboard)
+
+    def type(self, keys: bytes) -> None:
+        """Send `keys` to the guest's serial console."""
+        os.write(self._keyboard, keys)
 
     def wait(self, timeout: float = 60) -> int | None:
         """The exit status of the boot process, or None if it still runs after `timeout` s."""
@@ -170,15 +181,26 @@ class Guest:
         answer: dict[str, Any] = self.qmp.execute("x-minivmm-info")
         return answer
 
-    def device(self) -> dict[str, Any]:
-        """The first memory device of `info`."""
-        found: dict[str, Any] = self.info()["memory-devices"][0]
-        return found
+    def device(self, identifier: str = "vmem0") -> dict[str, Any]:
+        """What `info` says about a memory device."""
+        found: list[dict[str, Any]] = self.info()["memory-devices"]
+        return next(one for one in found if one["id"] == identifier)
 
-    def resize(self, size: int) -> None:
-        """Ask for `size` bytes and wait until the device has exactly that plugged."""
-        self.qmp.execute("qom-set", path="vmem0", property="requested-size", value=size)
-        self.wait_until(lambda: self.device()["size"] == size, f"plugged size {size:#x}")
+    def plugged(self) -> dict[str, int]:
+        """Bytes plugged, by device; cheaper than `info`."""
+        found = self.qmp.execute("query-memory-devices")
+        return {one["data"]["id"]: one["data"]["size"] for one in found}
+
+    def request(self, **sizes: int) -> None:
+        """Set new targets in bytes, by device."""
+        for identifier, size in sizes.items():
+            self.qmp.execute("qom-set", path=identifier, property="requested-size", value=size)
+
+    def resize(self, vmem0: int | None = None, **others: int) -> None:
+        """Ask for sizes in bytes, by device, and wait until exactly that is plugged."""
+        wanted = others if vmem0 is None else {"vmem0": vmem0, **others}
+        self.request(**wanted)
+        self.wait_until(lambda: wanted.items() <= self.plugged().items(), f"plugged sizes {wanted}")
 
     def memory_total(self) -> int:
         """MemTotal of the guest in bytes."""

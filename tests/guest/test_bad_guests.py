@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import struct
 import tempfile
 from pathlib import Path
 
@@ -13,12 +12,7 @@ from harness import Finished, minivmm, start
 
 from minivmm.cli import run as minivmm_run
 from minivmm.guest.initramfs import Archive
-
-LONG_ENTRY = 0x200
-"""Where a bzImage's code is entered in 64-bit mode; Documentation/arch/x86/boot.rst."""
-
-INVALID = b"\x0f\x0b"  # ud2, without an IDT to go to: a triple fault
-FOREVER = b"\xeb\xfe"  # jmp to itself
+from minivmm.testing.tiny_kernel import FOREVER, INVALID, bzimage
 
 
 @pytest.fixture
@@ -28,29 +22,9 @@ def runs(runtime_dir: Path) -> Path:
     return runtime_dir
 
 
-def bzimage(path: Path, code: bytes) -> str:
-    """A kernel image, complete by the boot protocol, of nothing but `code`."""
-    body = (bytes(LONG_ENTRY) + code).ljust(0x1000, b"\x90")
-    head = bytearray(2 * 512)
-    fields: tuple[tuple[int, str, int], ...] = (
-        (0x1F1, "<B", 1),  # setup_sects
-        (0x1F4, "<I", len(body) // 16),
-        (0x1FE, "<H", 0xAA55),
-        (0x200, "<H", 0x6AEB),
-        (0x202, "<I", 0x53726448),  # "HdrS"
-        (0x206, "<H", 0x020F),
-        (0x211, "<B", 1),  # loaded high
-        (0x22C, "<I", 0x7FFFFFFF),  # initrd_addr_max
-        (0x230, "<I", 2 << 20),  # kernel_alignment
-        (0x234, "<B", 1),  # relocatable
-        (0x236, "<H", 3),  # has a 64-bit entry
-        (0x238, "<I", 2047),  # cmdline_size
-        (0x258, "<Q", 16 << 20),  # pref_address
-        (0x260, "<I", 8 << 20),  # init_size
-    )
-    for offset, form, value in fields:
-        struct.pack_into(form, head, offset, value)
-    path.write_bytes(bytes(head) + body)
+def image(path: Path, code: bytes) -> str:
+    """A file with a kernel of nothing but `code`."""
+    path.write_bytes(bzimage(code))
     return str(path)
 
 
@@ -59,7 +33,7 @@ def boot(*words: str) -> Finished:
 
 
 def test_a_kernel_that_triple_faults_at_once_is_134(runs: Path, tmp_path: Path) -> None:
-    done = boot("-k", bzimage(tmp_path / "bad", INVALID), "--", "true")
+    done = boot("-k", image(tmp_path / "bad", INVALID), "--", "true")
 
     assert done.returncode == 134
     assert done.stderr.startswith("minivmm: the guest triple-faulted: cpu0 rip=")
@@ -70,7 +44,7 @@ def test_a_kernel_that_triple_faults_at_once_is_134(runs: Path, tmp_path: Path) 
 def test_a_kernel_that_never_starts_is_not_waited_for_forever(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernel = bzimage(tmp_path / "forever", FOREVER)
+    kernel = image(tmp_path / "forever", FOREVER)
     monkeypatch.setattr(minivmm_run, "READY_TIMEOUT", 2.0)
 
     timed_out = boot("-k", kernel, "--timeout", "1s")
@@ -86,7 +60,7 @@ def test_a_kernel_that_never_starts_is_not_waited_for_forever(
 def test_signals_at_any_moment_leave_nothing(
     runs: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    kernel = bzimage(tmp_path / "forever", FOREVER)
+    kernel = image(tmp_path / "forever", FOREVER)
     for moment in (0.1, 0.3, 0.5, 0.7, 0.9, 1.2):
         with tempfile.TemporaryFile() as out:
             child = start(["boot", "--accel", "kvm", "-k", kernel], out.fileno(), out.fileno())

@@ -1,6 +1,8 @@
 """Virtqueues: descriptor chains and the rings that carry them."""
 
 from minivmm.memory.guest import GuestMemory
+from minivmm.spec.virtio import Feature
+from minivmm.virtio.queue.packed import PackedQueue
 from minivmm.virtio.queue.queue import QueueLayout, VirtQueue
 from minivmm.virtio.queue.split import SplitQueue
 
@@ -10,4 +12,5 @@ def open_queue(index: int, memory: GuestMemory, layout: QueueLayout, features: i
 
     Raises DeviceBroken if `layout` breaks that format's rules or is not guest RAM.
     """
-    return SplitQueue(index, memory, layout, features=features)
+    kind = PackedQueue if features & Feature.RING_PACKED.mask else SplitQueue
+    return kind(index, memory, layout, features=features)

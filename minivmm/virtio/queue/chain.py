@@ -21,15 +21,34 @@ class ChainOwner(Protocol):
 
 
 class BufferChain:
-    """The Chain of every queue format; `head` is what the used ring calls it."""
+    """The Chain of every queue format.
 
-    __slots__ = ("_owner", "_readable_parts", "_writable_parts", "head", "readable", "writable")
+    `head` is what its used element or descriptor calls it, `slots` how many places of the ring it
+    takes, `descriptors` how many were read for it. `done` and `written` are set by its completion.
+    """
+
+    __slots__ = (
+        "_readable_parts",
+        "_writable_parts",
+        "descriptors",
+        "done",
+        "head",
+        "owner",
+        "readable",
+        "slots",
+        "writable",
+        "written",
+    )
 
     def __init__(self, owner: ChainOwner, head: int) -> None:
+        self.owner = owner
         self.head = head
+        self.slots = 1
+        self.descriptors = 0
         self.readable = 0
         self.writable = 0
-        self._owner = owner
+        self.written = 0
+        self.done = False
         self._readable_parts: list[tuple[int, int]] = []
         self._writable_parts: list[tuple[int, int]] = []
 
@@ -46,7 +65,7 @@ class BufferChain:
         if not length:
             return
         try:
-            self._owner.memory.check(gpa, length)
+            self.owner.memory.check(gpa, length)
         except GuestAddressError as error:
             raise DeviceBroken(f"chain {self.head}: {error}") from error
         if writable:
@@ -78,7 +97,7 @@ class BufferChain:
         """
         if len(data) > self.writable:
             raise ValueError(f"{len(data)} bytes for a writable part of {self.writable}")
-        if self._owner.closed:
+        if self.owner.closed:
             return
         done = 0
         for gpa, length in self._writable_parts:
@@ -89,12 +108,12 @@ class BufferChain:
 
     def _load(self, gpa: int, length: int) -> bytes:
         try:
-            return self._owner.memory.read(gpa, length)
+            return self.owner.memory.read(gpa, length)
         except GuestAddressError as error:
             raise DeviceBroken(f"chain {self.head}: {error}") from error
 
     def _store(self, gpa: int, data: bytes) -> None:
         try:
-            self._owner.memory.write(gpa, data)
+            self.owner.memory.write(gpa, data)
         except GuestAddressError as error:
             raise DeviceBroken(f"chain {self.head}: {error}") from error

@@ -52,7 +52,7 @@ class VirtQueue(Protocol):
         """The next available chain, or None. Popped chains must be completed."""
 
     def chains(self) -> Iterator[Chain]:
-        """Available chains, popped one by one; at most `size` of them per call (bounded work).
+        """Available chains, popped one by one; so many per call that work is bounded.
 
         When it stops at that bound, the transport kicks the device again later.
         """

@@ -59,7 +59,14 @@ def test_pci_root_has_bus_0_and_both_windows(source: str) -> None:
     assert "0xC0000000, 0xDFFFFFFF, 0x00000000, 0x20000000" in text
     base, end = f"0x{MAP.mmio64.base:016X}", f"0x{MAP.mmio64.end - 1:016X}"
     assert f"{base}, {end}, 0x0000000000000000, 0x{MAP.mmio64.size:016X}" in text
-    assert "_PRT" not in source
+
+
+def test_every_slot_has_its_inta_routed_to_the_gsi_that_it_drives(source: str) -> None:
+    """Slots 1-31, pin 0 (INTA#), no link device (ACPI 6.5, 6.2.13)."""
+    text = re.sub(r"\s+", " ", device(source, "PCI0"))
+    routes = re.findall(r"Package \(0x04\) { 0x(\w+), Zero, Zero, 0x(\w+) }", text)
+    found = {int(address, 16): int(gsi, 16) for address, gsi in routes}
+    assert found == {slot << 16 | 0xFFFF: 16 + slot % 8 for slot in range(1, 32)}
 
 
 def test_ecam_and_power_ports_are_reserved(source: str) -> None:

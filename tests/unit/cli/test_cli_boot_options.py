@@ -42,6 +42,7 @@ def test_every_option_reaches_the_spec(tmp_path: Path) -> None:
     found = spec(
         *("-m", "1GiB", "-p", "4", "-n", "box", "-i", "/i.img", "--modules", "/lib/m"),
         *("-a", "quiet loglevel=3", "-a", "panic=1", "--online", "online_kernel"),
+        *("--phys-bits", "40"),
         *("--device", "virtio-mem-pci,id=a,size=4G,block-size=4M", "--mem-device", "size=1G"),
         str(kernel),
     )
@@ -50,6 +51,7 @@ def test_every_option_reaches_the_spec(tmp_path: Path) -> None:
         name="box",
         memory=GIB,
         cpus=4,
+        phys_bits=40,
         kernel=str(kernel),
         modules="/lib/m",
         initrd="/i.img",
@@ -85,6 +87,8 @@ def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
         (["-m", "x"], "not understood"),
         (["-p", "0"], "out of range"),
         (["-p", "two"], "not a number"),
+        (["--phys-bits", "35"], "phys-bits 35 is out of range: use 36 to 52"),
+        (["--phys-bits", "53"], "out of range"),
         (["--online", "sometimes"], "online_movable"),
         (["--device", "virtio-mem"], "virtio-mem-pci"),
         (["--device", "virtio-mem-pci,size=4G,blocksize=2M"], "block-size"),
@@ -113,6 +117,7 @@ def test_dry_run_prints_json_that_config_reads_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["-m", "1G", "-a", "a b", "--mem-device", "size=4G,requested-size=1G", "-n", "x"]
+    words += ["--phys-bits", "40"]
 
     assert main.run(["boot", "--dry-run", "--json", *words]) == 0
 
@@ -214,6 +219,7 @@ def test_the_command_is_what_follows_the_dashes() -> None:
 def test_the_lab_gets_a_command_line_with_the_same_meaning() -> None:
     asked = spec(
         *("-m", "1G", "-p", "4", "-k", "6.12", "-a", "-x y", "-n", "box", *NUMA),
+        *("--phys-bits", "40"),
         *("--device", "virtio-mem-pci,id=a,size=4G,requested-size=2M,memaddr=0x200000000"),
         *("--mem-device", "size=1G,unplugged-inaccessible=on,node=1"),
     )

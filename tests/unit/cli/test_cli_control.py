@@ -68,6 +68,8 @@ def test_info_for_people(
         "  block:      2M",
         "  node:       0",
         "  resident:   0",
+        "memslots:     1",
+        "  intrusions: 0",
     ):
         assert line in printed.splitlines()
 

@@ -268,16 +268,30 @@ def test_sessions_end_when_the_agent_goes(rig: Rig, event: str) -> None:
     assert rig.agent.ready == (event == "agent restarted")
 
 
-def test_agent_works_again_after_reset(rig: Rig) -> None:
+@pytest.mark.parametrize("greeting", ["ready", "here"])
+def test_agent_works_again_after_a_reset_of_its_driver(rig: Rig, greeting: str) -> None:
+    """A new agent is ready, one that slept through suspend and resume answers hello."""
     rig.run(stdin=True)
     rig.guest.reset()
-    rig.boot()
+    rig.guest.probe()
+    rig.guest.open(0)
+    assert rig.hear() == ["hello"]
+    rig.say(f"{greeting} 6.12.0")
 
     _, owner = rig.run("true")
     number = rig.hear()[1]
     rig.say(f"exit {number} 0")
 
     assert owner.end == [0]
+
+
+def test_late_answer_to_hello_ends_no_session(rig: Rig) -> None:
+    _, owner = rig.run()
+
+    rig.say("here 6.12.0")
+
+    assert rig.agent.ready
+    assert owner.end == []
 
 
 def test_owner_may_start_the_next_command_when_one_ends(rig: Rig) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from minivmm import __version__
+from minivmm.boot.nodes import Node, Topology
 from minivmm.runtime import MachineDir
 from minivmm.testing.fake_machine import FakeMachine
 from minivmm.units import GIB, MIB
@@ -290,6 +291,8 @@ def test_info_has_all_that_the_command_line_shows(wire: Wire, machine: FakeMachi
         "memaddr": 4 * GIB,
         "node": 0,
         "resident": 0,
+        "resident-huge": 0,
+        "intrusions": 0,
         "answers": {},
     }
     assert wire.run("x-minivmm-inspect")["return"] == {"name": "vm1", "state": "running"}
@@ -335,6 +338,7 @@ def test_human_monitor_counts_plugged_memory_to_its_node(wire: Wire, machine: Fa
     with machine.lock:
         machine.numa = Topology((Node((1, 3), 256 * MIB), Node((), 0)))
         machine.plug("vmem0", 6 * MIB)
+    assert b"MEMORY_DEVICE_SIZE_CHANGE" in wire.line()
 
     text = wire.run("human-monitor-command", **{"command-line": "info numa"})["return"]
 

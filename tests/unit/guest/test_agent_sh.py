@@ -115,6 +115,12 @@ def agent(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Agent]:
         running.close()
 
 
+def test_hello_is_answered(agent: Agent) -> None:
+    agent.send("hello")
+
+    assert agent.line() == f"here {os.uname().release}"
+
+
 def test_streams_and_status(agent: Agent) -> None:
     agent.execute(5, b"echo out; echo err >&2; exit 7")
 

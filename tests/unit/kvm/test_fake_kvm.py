@@ -10,6 +10,7 @@ import pytest
 from minivmm.errors import HostError
 from minivmm.kvm import abi
 from minivmm.kvm.hypervisor import Hypervisor
+from minivmm.memory.region import Access, Region
 from minivmm.testing.fake_kvm import FakeSystem, FakeVcpu, FakeVm
 
 
@@ -52,6 +53,40 @@ def test_out_looks_as_from_kvm(cpu: FakeVcpu) -> None:
     assert reason == cpu.run_page.exit_reason == abi.Exit.IO
     assert (cpu.io.direction, cpu.io.port, cpu.io.size, cpu.io.count) == (1, 0x3F8, 2, 2)
     assert bytes(cpu.io_data()) == b"abcd"
+
+
+def test_memory_in_a_slot_is_accessed_without_an_exit(vm: FakeVm, cpu: FakeVcpu) -> None:
+    region = Region(0x2000)
+    vm.set_memory_region(0, 0x10000, 0x2000, region.hva)
+    cpu.script_mmio_write(0x10008, 4, 0x1234_5678)
+    answer = cpu.script_mmio_read(0x10008, 4)
+    cpu.script_shutdown()
+
+    assert cpu.run() == abi.Exit.SHUTDOWN
+    assert answer.value == 0x1234_5678
+    assert bytes(region.view(8, 4)) == b"\x78\x56\x34\x12"
+    region.close()
+
+
+@pytest.mark.parametrize(("access", "readable"), [(Access.NONE, False), (Access.READ, True)])
+def test_forbidden_memory_in_a_slot_faults_until_it_is_allowed(
+    vm: FakeVm, cpu: FakeVcpu, access: Access, readable: bool
+) -> None:
+    region = Region(0x2000)
+    vm.set_memory_region(0, 0x10000, 0x2000, region.hva)
+    region.protect(0, 0x1000, access)
+    answer = cpu.script_mmio_read(0x10000, 8)
+    cpu.script_mmio_write(0x10000, 8, 7)
+    cpu.script_shutdown()
+
+    assert cpu.run() == abi.EXIT_EFAULT
+    assert (answer.value == 0) is readable
+    assert cpu.run() == abi.EXIT_EFAULT
+    region.protect(0, 0x1000, Access.ALL)
+    assert cpu.run() == abi.Exit.SHUTDOWN
+    assert answer.value == 0
+    assert bytes(region.view(0, 1)) == b"\x07"
+    region.close()
 
 
 def test_in_is_answered_when_the_guest_goes_on(cpu: FakeVcpu) -> None:

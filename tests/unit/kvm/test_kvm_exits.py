@@ -72,6 +72,16 @@ def test_string_in_stores_all_items_in_order(boot: Callable) -> None:
     assert guest.peek(0x600, 4) == b"abcd"
 
 
+def test_the_instruction_pointer_is_behind_writes_and_at_reads(boot: Callable) -> None:
+    cpu = boot(bytes.fromhex("a20080 a00090 f4")).cpu  # mov [8000h],al; mov al,[9000h]; hlt
+
+    assert cpu.run() == abi.Exit.MMIO
+    after_write = cpu.instruction_pointer()
+    assert cpu.run() == abi.Exit.MMIO
+
+    assert (after_write, cpu.instruction_pointer()) == (0x1003, 0x1003)
+
+
 def test_mmio_write_gives_address_length_and_value(boot: Callable) -> None:
     # mov eax,11223344h; mov [8000h],eax; mov [9002h],al
     cpu = boot(bytes.fromhex("66b844332211 66a30080 a20290")).cpu

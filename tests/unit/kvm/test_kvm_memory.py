@@ -9,7 +9,7 @@ import pytest
 
 from minivmm.errors import HostError
 from minivmm.kvm import abi
-from minivmm.memory.region import Region
+from minivmm.memory.region import Access, Region
 
 pytestmark = pytest.mark.kvm
 
@@ -52,6 +52,24 @@ def test_writes_to_a_readonly_slot_exit_and_reads_do_not(boot: Callable, more: R
     assert bytes(guest.cpu.io_data()) == b"\x5a"
     assert guest.cpu.run() == abi.Exit.MMIO
     assert (guest.cpu.mmio.phys_addr, guest.cpu.mmio.is_write) == (0x8000, 1)
+
+
+def test_a_forbidden_page_faults_and_without_its_slot_the_access_has_an_address(
+    boot: Callable, more: Region
+) -> None:
+    guest = boot(bytes.fromhex("b07b a20480 e680"))  # mov al,7bh; mov [8004h],al; out 80h,al
+    guest.vm.set_memory_region(1, 0x8000, 0x1000, more.hva)
+    more.protect(0, 0x1000, Access.NONE)
+
+    reason = guest.cpu.run()
+    if reason != abi.Exit.MMIO:  # a KVM that emulates such accesses knows the address at once
+        assert reason in (abi.EXIT_EFAULT, abi.Exit.MEMORY_FAULT)
+        guest.vm.set_memory_region(1, 0x8000, 0, more.hva)
+        assert guest.cpu.run() == abi.Exit.MMIO
+
+    written = (guest.cpu.mmio.phys_addr, guest.cpu.mmio.is_write, guest.cpu.mmio_value())
+    assert written == (0x8004, 1, 0x7B)
+    assert guest.cpu.run() == abi.Exit.IO, "the guest goes on"
 
 
 @pytest.mark.parametrize(

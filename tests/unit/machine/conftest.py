@@ -204,6 +204,11 @@ def make_rig(loop_thread: LoopThread) -> Iterator[MakeRig]:
 
 
 @pytest.fixture
+def tiny_image() -> GuestImage:
+    return IMAGE
+
+
+@pytest.fixture
 def rig(make_rig: MakeRig) -> Rig:
     """One vCPU, 64 MiB, vmem0 with 256 MiB requested of 1 GiB; not started."""
     return make_rig()

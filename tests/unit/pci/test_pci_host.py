@@ -11,6 +11,7 @@ from minivmm.registers import Register, RegisterFile, constant
 from minivmm.spec import pci
 from minivmm.spec.platform import ECAM_BASE
 from minivmm.testing.driver import bench_map
+from minivmm.testing.fake_irq import FakeInterruptController
 
 MEMORY = pci.Command.MEMORY_SPACE
 
@@ -34,7 +35,8 @@ class Platform:
     def __init__(self) -> None:
         self.mmio, self.pio = Bus("mmio"), Bus("pio")
         self.map = bench_map()
-        self.host = PciHost(self.mmio, self.pio, self.map)
+        self.irq = FakeInterruptController()
+        self.host = PciHost(self.mmio, self.pio, self.map, self.irq)
         self.probe = Probe()
         self.host.add(self.probe)
         self.host.assign_bars()

@@ -12,7 +12,8 @@ from minivmm.testing.ring import GuestAllocator, SplitDriver
 from minivmm.testing.sparse import FakeOccupancy
 from minivmm.units import GIB, MIB
 from minivmm.virtio.queue.queue import QueueLayout
-from minivmm.virtio.queue.split import MAX_INDIRECT_ENTRIES, SplitQueue, need_event
+from minivmm.virtio.queue.ring import MAX_CHAIN_LENGTH, need_event
+from minivmm.virtio.queue.split import SplitQueue
 
 INDIRECT = Feature.INDIRECT_DESC.mask
 EVENT_IDX = Feature.EVENT_IDX.mask
@@ -159,9 +160,9 @@ def test_every_queue_size_works(memory: GuestMemory, allocator: GuestAllocator, 
 
 
 def test_indices_wrap_at_65536(memory: GuestMemory, allocator: GuestAllocator) -> None:
-    pair = Pair(memory, allocator, size=256)
-    for _ in range(65536 // 256):
-        for _ in range(256):
+    pair = Pair(memory, allocator, size=128)
+    for _ in range(65536 // 128):
+        for _ in range(128):
             pair.driver.offer(0)
         for chain in pair.queue.chains():
             pair.queue.complete(chain)
@@ -324,7 +325,7 @@ def offer_indirect(pair: Pair, table: bytes, length: int | None = None, flags: i
     pair.driver.offer(0)
 
 
-@pytest.mark.parametrize("length", [0, 15, 17, 16 * MAX_INDIRECT_ENTRIES + 16, 0xFFFFFFF0])
+@pytest.mark.parametrize("length", [0, 15, 17, 16 * MAX_CHAIN_LENGTH + 16, 0xFFFFFFF0])
 def test_indirect_table_of_impossible_length(pair: Pair, length: int) -> None:
     offer_indirect(pair, bytes(16), length)
     with pytest.raises(DeviceBroken, match="indirect table size"):

@@ -9,11 +9,12 @@ from minivmm.spec.pci import COMMAND, Command
 from minivmm.spec.virtio import DeviceStatus, Feature
 from minivmm.testing.driver import DeviceBench
 from minivmm.testing.echo import EchoDevice
+from minivmm.virtio.options import VirtioOptions
 from minivmm.virtio.queue.queue import VirtQueue
-from minivmm.virtio.transport import TRANSPORT_FEATURES
 
 OK = DeviceStatus.DRIVER_OK
 VERSION_1 = Feature.VERSION_1.mask
+RING_FEATURES = VirtioOptions().ring_features
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_driver_cannot_set_needs_reset(bench: DeviceBench) -> None:
 
 
 def test_offered_features(bench: DeviceBench) -> None:
-    assert bench.driver.probe().offered_features() == TRANSPORT_FEATURES | 1
+    assert bench.driver.probe().offered_features() == RING_FEATURES | 1
     bench.driver.set("device_feature_select", 0xFFFFFFFF)
     assert bench.driver.get("device_feature") == 0
 
@@ -66,7 +67,7 @@ def test_driver_features_read_back(bench: DeviceBench) -> None:
     assert driver.get("driver_feature") == 1
 
 
-@pytest.mark.parametrize("features", [VERSION_1, VERSION_1 | 1, TRANSPORT_FEATURES])
+@pytest.mark.parametrize("features", [VERSION_1, VERSION_1 | 1, RING_FEATURES])
 def test_valid_subsets_are_accepted(bench: DeviceBench, echo: EchoDevice, features: int) -> None:
     assert bench.driver.probe().negotiate(features)
     assert echo.features == features
@@ -377,7 +378,9 @@ def test_broken_device_serves_nobody_until_reset(bench: DeviceBench, echo: EchoD
     echo.signals.queue(1)
     echo.signals.config()
     assert (echo.handled, bench.irq.take()) == ([], [])
+    assert bench.function.transport.trouble == "test"
     driver.start()
+    assert bench.function.transport.trouble == ""
     assert driver.request(0, b"again", 5) == b"again"
 
 

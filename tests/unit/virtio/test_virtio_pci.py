@@ -37,7 +37,7 @@ def test_identity(bench: DeviceBench) -> None:
     assert driver.read_pci(0x2C, 2) == 0x1AF4
     assert driver.read_pci(0x2E, 2) >= 0x40
     assert driver.read_pci(0x0E, 1) == 0
-    assert driver.read_pci(0x3D, 1) == 0  # no interrupt pin
+    assert driver.read_pci(0x3D, 1) == 1  # INTA#
 
 
 def test_every_structure_is_announced_inside_its_bar(bench: DeviceBench) -> None:
@@ -323,7 +323,8 @@ def test_window_can_ring_a_doorbell(bench: DeviceBench, echo: EchoDevice) -> Non
         (0x12, 8, 0),
         (0x13, 2, 0),
         (0x12, 2, 1),
-        (0x12, 2, 2),
+        (0x1000, 4, 2),
+        (0x12, 2, 3),
         (0x12, 2, 255),
         (0x4000, 2, 0),
         (0xFFFFFFFE, 2, 0),

@@ -1,4 +1,7 @@
-"""The answer table, row by row and in its order (reference A.7), with section I's boundaries."""
+"""The answer table, row by row and in its order (reference A.7).
+
+The boundaries of a range, and all combinations of rows: tests/conformance.
+"""
 
 from __future__ import annotations
 
@@ -37,49 +40,6 @@ def situation(*, requested: int = USABLE, plugged: tuple[tuple[int, int], ...] =
 
 def judge(kind: int, addr: int, nb_blocks: int, now: Situation | None = None) -> Refusal | None:
     return refusal(MemRequest(type=kind, addr=addr, nb_blocks=nb_blocks), now or situation())
-
-
-@pytest.mark.parametrize("kind", [PLUG, UNPLUG, STATE])
-@pytest.mark.parametrize(
-    ("addr", "nb_blocks"),
-    [
-        pytest.param(ADDR, 0, id="no-blocks"),
-        pytest.param(END, 0, id="no-blocks-at-end"),
-        pytest.param(ADDR + 1, 1, id="off-by-one-byte"),
-        pytest.param(ADDR + BLOCK // 2, 1, id="off-by-half-a-block"),
-        pytest.param(ADDR + BLOCK - 1, 1, id="one-byte-below-a-block"),
-        pytest.param(ADDR - BLOCK, 1, id="block-before"),
-        pytest.param(ADDR - BLOCK, 2, id="straddles-start"),
-        pytest.param(ADDR - BLOCK, 65535, id="encloses-the-region"),
-        pytest.param(0, 1, id="address-zero"),
-        pytest.param(END, 1, id="first-unusable-block"),
-        pytest.param(END - BLOCK, 2, id="straddles-usable-end"),
-        pytest.param(ADDR, 257, id="one-block-too-many"),
-        pytest.param(ADDR, 65535, id="most-blocks"),
-        pytest.param(ADDR + REGION - BLOCK, 1, id="last-block-of-region"),
-        pytest.param(ADDR + REGION, 1, id="behind-the-region"),
-        pytest.param((1 << 64) - BLOCK, 1, id="last-block-of-64-bits"),
-        pytest.param((1 << 64) - BLOCK, 2, id="wraps"),
-        pytest.param((1 << 64) - BLOCK, 1 + (ADDR + BLOCK) // BLOCK, id="wraps-into-the-region"),
-        pytest.param((1 << 64) - 1, 65535, id="last-byte-of-64-bits"),
-    ],
-)
-def test_not_whole_blocks_in_the_usable_region_is_an_error(
-    kind: int, addr: int, nb_blocks: int
-) -> None:
-    """MEM-D-26, MEM-D-32, MEM-D-44; whatever the state of the blocks that do exist."""
-    for plugged in ((), ((0, 256),)):
-        assert judge(kind, addr, nb_blocks, situation(plugged=plugged)) is OUTSIDE
-    assert OUTSIDE.answer is ResponseType.ERROR
-
-
-@pytest.mark.parametrize(
-    ("addr", "nb_blocks"), [(ADDR, 1), (ADDR, 256), (ADDR + BLOCK, 255), (END - BLOCK, 1)]
-)
-def test_whole_blocks_in_the_usable_region_are_fine(addr: int, nb_blocks: int) -> None:
-    assert judge(PLUG, addr, nb_blocks) is None
-    assert judge(STATE, addr, nb_blocks) is None
-    assert judge(UNPLUG, addr, nb_blocks, situation(plugged=((0, 256),))) is None
 
 
 def test_plug_up_to_the_target_is_allowed() -> None:
@@ -158,13 +118,6 @@ def test_unknown_type_is_an_error(kind: int) -> None:
     """Reference A.8-2: an answer, not a broken device."""
     assert judge(kind, ADDR, 1) is UNKNOWN_TYPE
     assert UNKNOWN_TYPE.answer is ResponseType.ERROR
-
-
-def test_nothing_is_usable_in_an_empty_usable_region() -> None:
-    now = Situation(Blocks(BLOCK, REGION), ADDR, 0, 0)
-
-    for kind in (PLUG, UNPLUG, STATE):
-        assert judge(kind, ADDR, 1, now) is OUTSIDE
 
 
 def test_the_table_knows_every_request() -> None:

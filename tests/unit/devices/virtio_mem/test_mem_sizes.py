@@ -286,6 +286,7 @@ def test_inspect_shows_sizes_ranges_and_answers(device: VirtioMem, driver: MemDr
         "prealloc": False,
         "protect": "off",
         "short-of": 0,
+        "intrusions": {"count": 0, "recent": []},
     }
 
 

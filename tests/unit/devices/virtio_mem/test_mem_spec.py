@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
-from minivmm.errors import UsageError
+from minivmm.errors import HostError, UsageError
 from minivmm.options import describe, from_mapping, parse_pairs, to_mapping
 from minivmm.units import GIB, MIB
 
@@ -146,6 +147,17 @@ def test_what_is_not_said_follows_from_the_backing(
     made = spec(**fields)
 
     assert (made.populates, made.insists, made.host_memory.thp) == (populates, insists, thp)
+
+
+@pytest.mark.parametrize("backing", ["anon", "memfd"])
+def test_only_who_asks_for_huge_pages_is_refused_on_a_host_without(
+    backing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minivmm.memory.hugepages.MM", tmp_path)
+
+    spec(backing=backing).check_host()
+    with pytest.raises(HostError, match="thp=on: this host's kernel has no transparent huge pages"):
+        spec(backing=backing, thp="on").check_host()
 
 
 def test_a_spec_survives_json() -> None:

@@ -1,0 +1,158 @@
+"""The packed virtqueue, device side (virtio-spec 2.8): one ring that both sides go around.
+
+    driver: writes descriptors, AVAIL = its wrap counter, USED = the inverse
+    device: writes one used descriptor per chain, AVAIL = USED = its wrap counter
+
+Both wrap counters start at 1 and toggle at the ring's end. They are kept here in the form in which
+they are compared and stored: as the two flags that a descriptor of this lap has.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from minivmm.errors import DeviceBroken
+from minivmm.memory.guest import GuestMemory
+from minivmm.spec import virtio
+from minivmm.spec.virtio import DescriptorFlags, EventFlags, PackedFlags
+from minivmm.virtio.queue.chain import BufferChain
+from minivmm.virtio.queue.queue import QueueLayout
+from minivmm.virtio.queue.ring import MAX_CHAIN_LENGTH, RingQueue
+
+# The hot path's overlays of PackedDescriptor and of its part that a used one changes.
+DESCRIPTOR = struct.Struct("<QIHH")
+USED = struct.Struct("<IH")
+_USED_OFFSET = virtio.PackedDescriptor.OFFSETS["len"]
+_FLAGS_OFFSET = virtio.PackedDescriptor.OFFSETS["flags"]
+
+# Plain integers: operations on enum members cost a microsecond each.
+_NEXT = int(DescriptorFlags.NEXT)
+_WRITE = int(DescriptorFlags.WRITE)
+_INDIRECT = int(DescriptorFlags.INDIRECT)
+_AVAIL = int(PackedFlags.AVAIL)
+_BOTH = int(PackedFlags.AVAIL | PackedFlags.USED)
+_ENABLE = int(EventFlags.ENABLE)
+_DISABLE = int(EventFlags.DISABLE)
+_DESCRIPTOR = int(EventFlags.DESCRIPTOR)
+
+
+class PackedQueue(RingQueue):
+    """A live packed queue; a chain takes a slot of the ring for each direct descriptor."""
+
+    def __init__(
+        self, index: int, memory: GuestMemory, layout: QueueLayout, *, features: int
+    ) -> None:
+        super().__init__(index, memory, layout, features=features)
+        self._ring_size = virtio.packed_ring_size(self.size)
+        self._next_avail = 0
+        self._avail_lap = _AVAIL
+        self._next_used = 0
+        self._used_lap = _BOTH
+        self._done: list[BufferChain] = []
+        self._shown = 0
+        if not 1 <= self.size <= virtio.MAX_QUEUE_SIZE:
+            raise DeviceBroken(
+                f"queue {index}: size {self.size} is not 1 to {virtio.MAX_QUEUE_SIZE}"
+            )
+        event_size = virtio.EventSuppression.SIZE
+        for name, gpa, length, alignment in (
+            ("ring", layout.descriptors, self._ring_size, virtio.PACKED_RING_ALIGNMENT),
+            ("driver area", layout.driver, event_size, virtio.EVENT_ALIGNMENT),
+            ("device area", layout.device, event_size, virtio.EVENT_ALIGNMENT),
+        ):
+            self._check_part(name, gpa, length, alignment)
+        if self._event_idx:
+            self._ask_for_doorbell()
+        self._device_event()[1] = _DESCRIPTOR if self._event_idx else _ENABLE
+
+    def inspect(self) -> dict[str, object]:
+        """Where the ring is and how far both sides got."""
+        positions = {"next-avail": self._next_avail, "next-used": self._next_used}
+        return {"format": "packed", **super().inspect(), **positions}
+
+    def _is_available(self) -> bool:
+        """The flags are loaded before anything else of that descriptor (PKD-D-3)."""
+        at = self._layout.descriptors + DESCRIPTOR.size * self._next_avail + _FLAGS_OFFSET
+        flags: int = self._view(at, 2).cast("H")[0]
+        return flags & _BOTH == self._avail_lap
+
+    def _ask_for_doorbell(self) -> None:
+        wrap = virtio.WRAP_COUNTER if self._avail_lap == _AVAIL else 0
+        self._device_event()[0] = self._next_avail | wrap
+
+    def _take(self) -> BufferChain:
+        ring = self._view(self._layout.descriptors, self._ring_size)
+        at, lap, free = self._next_avail, self._avail_lap, self.size - self._in_flight
+        chain = BufferChain(self, at)
+        slots = 0
+        flags = _NEXT
+        while flags & _NEXT:
+            if slots >= min(free, MAX_CHAIN_LENGTH):
+                raise self._broken(chain, f"longer than the {free} free descriptors, or too long")
+            gpa, length, chain.head, flags = DESCRIPTOR.unpack_from(ring, DESCRIPTOR.size * at)
+            if flags & _BOTH != lap:
+                raise self._broken(chain, f"runs into descriptor {at}, which is not available")
+            slots += 1
+            at += 1
+            if at == self.size:
+                at, lap = 0, lap ^ _BOTH
+            if not flags & _INDIRECT:
+                chain.add(gpa, length, writable=bool(flags & _WRITE))
+            elif slots > 1 or flags & _NEXT or not self._indirect:
+                raise self._broken(chain, "indirect is not allowed")
+            else:
+                self._add_table(chain, gpa, length)
+        chain.slots = slots
+        chain.descriptors += slots
+        self._next_avail, self._avail_lap = at, lap
+        return chain
+
+    def _add_table(self, chain: BufferChain, gpa: int, length: int) -> None:
+        """All entries in their order; of their flags, WRITE alone has a meaning (PKD-D-7)."""
+        table, chain.descriptors = self._indirect_table(chain, gpa, length)
+        for gpa, length, _, flags in DESCRIPTOR.iter_unpack(table):
+            chain.add(gpa, length, writable=bool(flags & _WRITE))
+
+    def _hand_back(self, chain: BufferChain) -> None:
+        self._done.append(chain)
+
+    def _show(self) -> bool:
+        """Write a used descriptor for each chain, in order of completion, its flags last."""
+        if not self._done:
+            return False
+        ring = self._view(self._layout.descriptors, self._ring_size)
+        words = ring.cast("H")
+        self._shown = 0
+        for chain in self._done:
+            start = DESCRIPTOR.size * self._next_used
+            USED.pack_into(ring, start + _USED_OFFSET, chain.written, chain.head)
+            flags = self._used_lap | (_WRITE if chain.written else 0)
+            words[(start + _FLAGS_OFFSET) // 2] = flags
+            self._skip(chain.slots)
+        self._done.clear()
+        return True
+
+    def _skip(self, slots: int) -> None:
+        """The next used descriptor comes behind all of the chain's (PKD-D-6)."""
+        self._shown += slots
+        self._in_flight -= slots
+        self._next_used += slots
+        if self._next_used >= self.size:
+            self._next_used -= self.size
+            self._used_lap ^= _BOTH
+
+    def _interrupt_wanted(self) -> bool:
+        """Position and flags of the driver's event structure are loaded as one (C.5)."""
+        event = self._view(self._layout.driver, virtio.EventSuppression.SIZE).cast("I")[0]
+        flags = event >> 16 & virtio.EVENT_FLAGS_MASK
+        if flags == _DISABLE:
+            return False
+        if flags != _DESCRIPTOR or not self._event_idx:
+            return True
+        position = event & (virtio.WRAP_COUNTER - 1)
+        if bool(event & virtio.WRAP_COUNTER) != bool(self._used_lap):
+            position -= self.size
+        return self._passed(position, self._next_used, self._next_used - self._shown)
+
+    def _device_event(self) -> memoryview:
+        return self._view(self._layout.device, virtio.EventSuppression.SIZE).cast("H")

@@ -1,0 +1,184 @@
+"""RingQueue: what both virtqueue formats share; how rings look is in split.py and packed.py.
+
+Rings lie in guest RAM, and part of that RAM can be unplugged by the guest itself at any time
+(virtio-mem). So nothing keeps a view of a ring: each operation asks GuestMemory for the part it
+needs, which fails cleanly (DeviceBroken) if it is RAM no more.
+
+Indices and flags are loaded and stored through memoryview.cast, one machine access each.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator
+
+from minivmm.errors import DeviceBroken, GuestAddressError
+from minivmm.fence import full_fence
+from minivmm.memory.guest import GuestMemory
+from minivmm.spec.virtio import Descriptor, Feature
+from minivmm.virtio.queue.chain import BufferChain
+from minivmm.virtio.queue.queue import Chain, QueueLayout
+
+MAX_CHAIN_LENGTH = 1024
+"""Most descriptors of a chain, and entries of an indirect table; Linux stays below (SPL-D-1)."""
+
+BURST_CHAINS, BURST_DESCRIPTORS = 128, 2048
+"""chains() stops after so many, even of a larger queue: some milliseconds (C.7: bound all work)."""
+
+
+def need_event(event: int, new: int, old: int) -> bool:
+    """Did the index pass `event` on its way from `old` to `new`? (16-bit, virtio-spec 2.7.10)"""
+    return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
+
+
+class RingQueue(ABC):
+    """A live queue of either format. Raises DeviceBroken for what drivers must not do (C.7)."""
+
+    def __init__(
+        self, index: int, memory: GuestMemory, layout: QueueLayout, *, features: int
+    ) -> None:
+        self.index = index
+        self.size = layout.size
+        self.memory = memory
+        self.closed = False
+        self.interrupted = False
+        self._layout = layout
+        self._indirect = bool(features & Feature.INDIRECT_DESC.mask)
+        self._event_idx = bool(features & Feature.EVENT_IDX.mask)
+        self._order: deque[BufferChain] | None = None
+        """With IN_ORDER: chains that were popped and not yet handed back, oldest first."""
+        if features & Feature.IN_ORDER.mask:
+            self._order = deque()
+        self._in_flight = 0  # in slots
+        self._decided_once = False
+
+    # -- VirtQueue ---------------------------------------------------------------------------------
+
+    def pop(self) -> Chain | None:
+        """The next available chain, or None. Popped chains must be completed."""
+        return self._pop()
+
+    def chains(self) -> Iterator[Chain]:
+        """Available chains, one by one, at most a lap or a burst; `interrupted` tells of more."""
+        work = 0
+        for _ in range(min(self.size, BURST_CHAINS)):
+            chain = self._pop()
+            if chain is None:
+                return
+            work += chain.descriptors
+            yield chain
+            if work >= BURST_DESCRIPTORS:
+                break
+        self.interrupted = not self.closed and self._is_available()
+
+    def complete(self, chain: Chain, written: int = 0) -> None:
+        """Hand `chain` back; publish() makes it visible (SPL-D-7).
+
+        With IN_ORDER it waits for those that were made available before it (GEN-D-9).
+        """
+        if self.closed:
+            return
+        if not isinstance(chain, BufferChain) or chain.owner is not self or chain.done:
+            raise ValueError(f"queue {self.index}: completing a chain that is not in flight")
+        chain.done, chain.written = True, written
+        if self._order is None:
+            self._hand_back(chain)
+            return
+        while self._order and self._order[0].done:
+            self._hand_back(self._order.popleft())
+
+    def publish(self) -> bool:
+        """Make completed chains visible; True if the driver wants an interrupt for them."""
+        if self.closed or not self._show():
+            return False
+        full_fence()  # the driver may be switching interrupts on while looking at the old state
+        return self._interrupt_wanted()
+
+    def close(self) -> None:
+        """The driver is gone: from now on nothing of this queue touches guest memory."""
+        self.closed = True
+
+    def inspect(self) -> dict[str, object]:
+        """Where the rings are."""
+        return {
+            "size": self.size,
+            "descriptors": f"{self._layout.descriptors:#x}",
+            "driver": f"{self._layout.driver:#x}",
+            "device": f"{self._layout.device:#x}",
+            "in-flight": self._in_flight,
+        }
+
+    # -- what a format does ------------------------------------------------------------------------
+
+    @abstractmethod
+    def _is_available(self) -> bool:
+        """Does a chain wait?"""
+
+    @abstractmethod
+    def _ask_for_doorbell(self) -> None:
+        """With EVENT_IDX: tell the driver that the next chain needs a doorbell."""
+
+    @abstractmethod
+    def _take(self) -> BufferChain:
+        """The chain that waits; every descriptor's content is read once."""
+
+    @abstractmethod
+    def _hand_back(self, chain: BufferChain) -> None:
+        """`chain` is done; the driver must not notice before _show()."""
+
+    @abstractmethod
+    def _show(self) -> bool:
+        """Let the driver see what was handed back; False if there is nothing new."""
+
+    @abstractmethod
+    def _interrupt_wanted(self) -> bool:
+        """Does the driver want to hear of the last _show()? Called behind the fence."""
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _pop(self) -> BufferChain | None:
+        if self.closed or not self._waits():
+            return None
+        chain = self._take()
+        self._in_flight += chain.slots
+        if self._order is not None:
+            self._order.append(chain)
+        return chain
+
+    def _waits(self) -> bool:
+        """Does a chain wait? Finding none asks for a doorbell, and looks again (C.5)."""
+        if self._is_available():
+            return True
+        if not self._event_idx:
+            return False
+        self._ask_for_doorbell()
+        full_fence()
+        return self._is_available()
+
+    def _passed(self, event: int, new: int, old: int) -> bool:
+        """need_event; but the first decision of a queue is always yes (C.5)."""
+        first, self._decided_once = not self._decided_once, True
+        return first or need_event(event, new, old)
+
+    def _indirect_table(self, chain: BufferChain, gpa: int, length: int) -> tuple[memoryview, int]:
+        """The indirect table at `gpa` and its number of entries."""
+        entries, rest = divmod(length, Descriptor.SIZE)
+        if rest or not 1 <= entries <= MAX_CHAIN_LENGTH:
+            raise self._broken(chain, f"indirect table size {length}")
+        return self._view(gpa, length), entries
+
+    def _check_part(self, name: str, gpa: int, length: int, alignment: int) -> None:
+        """Is that part of the layout aligned, and guest RAM?"""
+        if gpa % alignment:
+            raise DeviceBroken(f"queue {self.index}: {name} at {gpa:#x} is not aligned")
+        self._view(gpa, length)
+
+    def _broken(self, chain: BufferChain, why: str) -> DeviceBroken:
+        return DeviceBroken(f"queue {self.index}: chain {chain.head}: {why}")
+
+    def _view(self, gpa: int, length: int) -> memoryview:
+        try:
+            return self.memory.view(gpa, length)
+        except GuestAddressError as error:
+            raise DeviceBroken(f"queue {self.index}: {error}") from error
