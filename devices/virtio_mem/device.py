@@ -15,7 +15,6 @@ from time import monotonic
 
 from minivmm.devices.virtio_mem.activity import Activity
 from minivmm.devices.virtio_mem.blocks import Blocks
-from minivmm.devices.virtio_mem.errands import Errands
 from minivmm.devices.virtio_mem.host_side import HostSide
 from minivmm.devices.virtio_mem.intruders import Intruders
 from minivmm.devices.virtio_mem.ledger import Ledger
@@ -29,6 +28,7 @@ from minivmm.memory.layout import Window
 from minivmm.memory.region import Region
 from minivmm.spec.virtio_mem import DEVICE_ID, Feature, MemConfig
 from minivmm.virtio.device import DeviceTraits, Signals, VirtioDevice
+from minivmm.virtio.errands import Errands
 from minivmm.virtio.queue.queue import VirtQueue
 
 _INSPECT_RANGES = 32
@@ -105,6 +105,7 @@ class VirtioMem(VirtioDevice):
 
     def use(self, errands: Errands) -> None:
         """Have long work done by `errands` from now on, instead of at once."""
+        super().use(errands)
         self._service.errands = errands
         self.shortage.later = errands.later
 

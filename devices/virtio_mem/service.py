@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from minivmm.devices.virtio_mem import answers, messages
-from minivmm.devices.virtio_mem.errands import Errands, Inline, Job
 from minivmm.devices.virtio_mem.host_side import HostSide, Work
 from minivmm.devices.virtio_mem.ledger import Ledger
 from minivmm.devices.virtio_mem.shortage import Shortage
@@ -19,6 +18,7 @@ from minivmm.errors import HostError
 from minivmm.spec.virtio_mem import BlockState, MemRequest, RequestType, ResponseType
 from minivmm.units import MIB
 from minivmm.virtio.device import Signals
+from minivmm.virtio.errands import Errands, Inline, Job
 from minivmm.virtio.queue.queue import Chain, VirtQueue
 
 _AT_ONCE = 16 * MIB

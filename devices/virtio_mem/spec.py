@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
+from minivmm.devices.spec import DeviceSpec
 from minivmm.errors import UsageError
 from minivmm.memory.backing import KINDS, THP, Backing
 from minivmm.memory.hugepages import thp_size
@@ -12,15 +13,9 @@ from minivmm.memory.region import PAGE_SIZE
 from minivmm.options import choice_option, number_option, option, size_option, switch_option
 from minivmm.spec.platform import MAX_NODES
 from minivmm.units import MIB, TIB, align_down, format_size, is_power_of_two
-from minivmm.virtio.options import VirtioOptions
 
 MINIMUM_BLOCK_SIZE = max(MIB, PAGE_SIZE)
 """Blocks consist of whole host pages; below 1 MiB there would be too many of them (as QEMU)."""
-
-CONSOLE_ID = "console0"
-"""Name of the virtio-console that every board has."""
-
-_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")  # as QEMU; paths and completions are made of it
 
 
 def _huge_page() -> int:
@@ -35,8 +30,10 @@ PROTECTIONS = ("off", "report", "stop", "kill")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VirtioMemSpec(VirtioOptions):
+class VirtioMemSpec(DeviceSpec):
     """A virtio-mem device; sizes in bytes. Raises UsageError when constructed from nonsense."""
+
+    prefix: ClassVar[str] = "vmem"
 
     id: str = option("name of the device", default="vmem0")
     size: int = size_option("most memory that the guest can have from it")
@@ -82,21 +79,13 @@ class VirtioMemSpec(VirtioOptions):
     )
 
     def __post_init__(self) -> None:
-        if not _ID.fullmatch(self.id) or self.id == CONSOLE_ID:
-            raise UsageError(
-                f"device id {self.id!r} is not usable: letters, digits, '.', '_' and '-', starting"
-                f" with a letter, and not {CONSOLE_ID}, which is the machine's own"
-            )
-        try:
-            super().__post_init__()
-        except UsageError as error:
-            self._refuse(str(error))
+        super().__post_init__()
         self._settle_pages()
         self._check_backing()
         self._check_block_size()
         self._check_sizes()
         if self.node >= MAX_NODES:
-            self._refuse(f"node {self.node} is more than Linux knows: use 0 to {MAX_NODES - 1}")
+            self.refuse(f"node {self.node} is more than Linux knows: use 0 to {MAX_NODES - 1}")
 
     @property
     def populates(self) -> bool:
@@ -145,29 +134,29 @@ class VirtioMemSpec(VirtioOptions):
                 else (f"{format_size(below)}, {format_size(above)}")
             )
             why = " and a page of its backing" if self.page_size > MINIMUM_BLOCK_SIZE else ""
-            self._refuse(
+            self.refuse(
                 f"block-size {format_size(block)} is not a power of two of at least"
                 f" {format_size(least)}{why} (nearest: {near})"
             )
 
     def _check_sizes(self) -> None:
         if self.size == 0:
-            self._refuse("size 0 leaves nothing to plug: give the most memory the guest may have")
+            self.refuse("size 0 leaves nothing to plug: give the most memory the guest may have")
         if self.size > MAXIMUM_SIZE:
-            self._refuse(
+            self.refuse(
                 f"size {format_size(self.size)} exceeds what a region may have:"
                 f" use {format_size(MAXIMUM_SIZE)} or less, or several devices"
             )
         self._check_multiple("size", self.size)
         self._check_multiple("requested-size", self.requested_size)
         if self.requested_size > self.size:
-            self._refuse(
+            self.refuse(
                 f"requested-size {format_size(self.requested_size)} exceeds size"
                 f" {format_size(self.size)}: raise size= or lower requested-size="
             )
         if self.memaddr is not None and self.memaddr % self.block_size:
             below = align_down(self.memaddr, self.block_size)
-            self._refuse(
+            self.refuse(
                 f"memaddr {self.memaddr:#x} is not a multiple of block-size"
                 f" {format_size(self.block_size)} (nearest: {below:#x},"
                 f" {below + self.block_size:#x})"
@@ -177,15 +166,15 @@ class VirtioMemSpec(VirtioOptions):
         try:
             self.host_memory  # noqa: B018 - it checks what it is made of
         except UsageError as error:
-            self._refuse(str(error))
+            self.refuse(str(error))
         if self.thp == "on" and self.block_size < _huge_page():
-            self._refuse(
+            self.refuse(
                 f"thp=on would populate unplugged neighbours of blocks of"
                 f" {format_size(self.block_size)}: use thp=off, or block-size="
                 f"{format_size(_huge_page())} or more"
             )
         if self.unplugged_inaccessible == "off" and self.backing != "anon":
-            self._refuse(
+            self.refuse(
                 f"unplugged-inaccessible=off does not go with backing={self.backing}, where reading"
                 " unplugged memory takes host memory: use auto or on, or backing=anon"
             )
@@ -194,11 +183,8 @@ class VirtioMemSpec(VirtioOptions):
         if value % self.block_size:
             below = align_down(value, self.block_size)
             near = [size for size in (below, below + self.block_size) if size or name != "size"]
-            self._refuse(
+            self.refuse(
                 f"{name} {format_size(value)} is not a multiple of block-size"
                 f" {format_size(self.block_size)} (nearest:"
                 f" {', '.join(format_size(size) for size in near)})"
             )
-
-    def _refuse(self, why: str) -> None:
-        raise UsageError(f"{self.id}: {why}")

@@ -18,6 +18,7 @@ from minivmm.testing.fake_kvm import FakeVm
 from minivmm.testing.host_memory import peek, poke
 from minivmm.testing.mem_bench import Mappings, MemBench, make_device
 from minivmm.testing.mem_driver import MemDriver
+from minivmm.testing.ring import SplitDriver
 from minivmm.units import GIB, KIB, MIB
 
 ACK, NACK = ResponseType.ACK, ResponseType.NACK
@@ -205,6 +206,7 @@ def test_11_a_malformed_chain_does_not_end_the_service(
         request = MemRequest(type=0, addr=4 * GIB, nb_blocks=4).build()
         assert bench.driver.request(0, request, 10) == bytes(10)
         ring = bench.driver.queues[0]
+        assert isinstance(ring, SplitDriver)
         ring.set_descriptor(0, *readable)
         ring.set_descriptor(1, *writable)
         ring.offer(0)

@@ -15,7 +15,8 @@ from minivmm.guest.build import build_initramfs
 from minivmm.guest.initramfs import Archive
 from minivmm.guest.kernels import find
 
-KERNEL, INITRD = "/next/kernel", "/next/initrd"
+DIRECTORY = "/next"
+KERNEL, INITRD = f"{DIRECTORY}/kernel", f"{DIRECTORY}/initrd"
 """Files in a guest that was booted with `write_initrd`."""
 
 _KEXEC_FILE_LOAD, _REBOOT = 320, 169
@@ -45,16 +46,21 @@ def write_initrd(path: Path, kernel: str) -> None:
 def load(guest: Guest, *, crash: bool = False) -> None:
     """Load the kernel in the guest's files, to be started by `start` or by a crash.
 
-    It gets the command line of the running kernel. A crash kernel lives in the memory that
-    `crashkernel=` reserved, and so has none to reserve itself.
+    It gets the command line of the running kernel, and the files to load yet another. A crash
+    kernel does without: it lives in the little memory that `crashkernel=` reserved.
     """
     words = guest.shell("cat /proc/cmdline").split()
+    initrd = INITRD
     if crash:
         words = [word for word in words if not word.startswith("crashkernel=")]
+    else:
+        initrd = "/tmp/initrd"
+        files = f"find .{DIRECTORY} | cpio -o -H newc"
+        guest.shell(f"{{ cat {INITRD}; cd / && {files}; }} >{initrd}")
     line = " ".join(words).encode() + b"\0"
     program = syscall_program(_KEXEC_FILE_LOAD, 3, 4, len(line), line, _ON_CRASH if crash else 0)
     _put(guest, "load", program)
-    guest.shell(f"/tmp/load 3<{KERNEL} 4<{INITRD}")
+    guest.shell(f"/tmp/load 3<{KERNEL} 4<{initrd}")
 
 
 def start(guest: Guest) -> None:

@@ -27,6 +27,8 @@ COPIES = 48
 """How often content repeats, 1 MiB each time: little enough to lie wholly in plugged memory."""
 
 DRIVER = "/sys/bus/virtio/drivers/virtio_mem"
+UNBOUND = "ACKNOWLEDGE"
+"""Status of a device without a driver: Linux has reset it, and acknowledged it once more."""
 FIND_DEVICE = f"for d in {DRIVER}/virtio*; do device=${{d##*/}}; done"
 
 PT_LOAD = 1
@@ -79,7 +81,7 @@ def test_suspend_to_idle_keeps_memory_or_an_old_driver_refuses(guest: Guest, ker
 def test_driver_unbound_bound_and_reloaded_takes_up_where_it_was(guest: Guest) -> None:
     guest.resize(0)
     name = guest.shell(f"{FIND_DEVICE}; echo $device >{DRIVER}/unbind; echo $device")
-    assert transport(guest)["status"] == "reset"
+    assert transport(guest)["status"] == UNBOUND
 
     guest.request(vmem0=128 * MIB)  # nobody listens
     guest.shell(f"echo {name} >{DRIVER}/bind")
@@ -87,7 +89,7 @@ def test_driver_unbound_bound_and_reloaded_takes_up_where_it_was(guest: Guest) -
 
     guest.resize(0)
     guest.shell("rmmod virtio_mem")
-    assert transport(guest)["status"] == "reset"
+    assert transport(guest)["status"] == UNBOUND
     guest.shell("insmod /lib/modules/virtio_mem.ko")
     guest.resize(SIZE)
     assert set(guest.device()["answers"]) == {"PLUG", "UNPLUG"}
@@ -100,7 +102,7 @@ def test_device_reset_changes_nothing_and_a_second_kernel_unplugs_all(guest: Gue
     unplugged_all = unplug_alls(guest)
 
     name = guest.shell(f"{FIND_DEVICE}; echo $device >{DRIVER}/unbind; echo $device")
-    assert transport(guest)["status"] == "reset"
+    assert transport(guest)["status"] == UNBOUND
     assert (plugged(guest), digest(guest)) == (blocks, content.hexdigest)
     # Linux cannot take over memory that a former driver left behind, but it resets the device.
     assert guest.run("sh", "-c", f"echo {name} >{DRIVER}/bind").status != 0

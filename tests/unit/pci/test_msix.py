@@ -132,6 +132,52 @@ def test_route_is_updated_only_when_the_message_changed() -> None:
     assert made.irq.routes[0].routes == [(0xFEE00000, 1), (0xFEE00000, 7)]
 
 
+def test_a_message_that_moved_while_it_was_due_goes_to_its_new_target_only() -> None:
+    """As Linux changes an affinity: mask, write address and data, unmask."""
+    made = Arrangement()
+    made.msix.deliver(1)
+    made.irq.take()
+    made.set_entry(1, data=1, masked=True)
+    made.msix.deliver(1)
+    for offset, word in enumerate((0xFEE01000, 0, 0x52)):
+        made.msix.write(16 + 4 * offset, 4, word)
+    assert made.irq.messages == []
+    made.msix.write(16 + 12, 4, 0)
+    assert made.irq.messages == [(0xFEE01000, 0x52)]
+    made.msix.deliver(1)
+    assert made.irq.messages == [(0xFEE01000, 0x52)] * 2
+
+
+def test_an_entry_may_be_rewritten_in_two_wide_writes() -> None:
+    made = Arrangement()
+    made.msix.write(32, 8, 0xFEE02000)
+    made.msix.write(40, 8, 0x61)
+    assert made.msix.read(32, 8) == 0xFEE02000
+    assert made.msix.read(40, 8) == 0x61
+    made.msix.deliver(2)
+    assert made.irq.messages == [(0xFEE02000, 0x61)]
+
+
+def test_the_last_vector_of_the_largest_table_has_its_pending_bit() -> None:
+    irq = FakeInterruptController()
+    function = PciFunction(pci.Header())
+    msix = Msix(function, 128, irq, bar_index=2)
+    msix.deliver(127)
+    pba = function.config.read(function.config.read(pci.CAPABILITIES, 1) + 8, 4) & ~7
+    assert [msix.read(pba + at, 4) for at in (0, 4, 8, 12)] == [0, 0, 0, 1 << 31]
+    assert msix.read(pba + 8, 8) == 1 << 63
+    assert pba + 16 <= 4096
+
+
+def test_messages_due_while_msix_is_off_wait_for_it() -> None:
+    made = Arrangement()
+    made.control(0)
+    made.msix.deliver(3)
+    assert (made.irq.take(), made.pending()) == ([], 0b1000)
+    made.control(ENABLE)
+    assert made.irq.take() == [3]
+
+
 def test_pending_bits_are_read_only() -> None:
     made = Arrangement()
     made.set_entry(0, data=0, masked=True)

@@ -315,6 +315,52 @@ def test_window_can_ring_a_doorbell(bench: DeviceBench, echo: EchoDevice) -> Non
     assert echo.handled == [1]
 
 
+def test_window_reads_only_as_many_bytes_as_its_length(bench: DeviceBench) -> None:
+    window = PciWindow(bench)
+    window.write(4, 0x5A5A5A5A)
+    window.aim(CommonConfig.OFFSETS["num_queues"], 2)
+    assert window.read(4) == 0x5A5A0002
+
+
+def test_any_byte_of_the_data_starts_an_access(bench: DeviceBench) -> None:
+    """PCI-D-26: the whole length is read or written, whichever part the driver touches."""
+    window = PciWindow(bench)
+    data = window.at + virtio_pci.WindowCapability.OFFSETS["data"]
+    window.aim(CommonConfig.OFFSETS["queue_desc"], 4)
+    bench.driver.write_pci(data + 2, 2, 0xABCD)
+    assert bench.driver.probe().get("queue_desc") == 0xABCD0000
+    bench.driver.set("queue_desc", 0x12345678)
+    assert bench.driver.read_pci(data + 3, 1) == 0x12
+
+
+def test_window_reads_isr_and_so_clears_it(bench: DeviceBench, echo: EchoDevice) -> None:
+    driver = bench.driver.start()
+    echo.signals.config()
+    window = PciWindow(bench)
+    window.aim(driver.structures[CapabilityType.ISR].offset, 1)
+    assert (window.read(1), window.read(1)) == (2, 0)
+
+
+def test_window_reaches_the_other_bar_as_well(bench: DeviceBench) -> None:
+    window = PciWindow(bench)
+    window.aim(12, 4, bar=2)
+    assert window.read(4) == 1
+    window.write(4, 0)
+    assert bench.function.msix.read(12, 4) == 0
+
+
+def test_window_fields_read_back_and_the_rest_is_fixed(bench: DeviceBench) -> None:
+    window = PciWindow(bench)
+    fixed = [bench.driver.read_pci(window.at + at, 1) for at in (0, 1, 2, 3, 5, 6, 7)]
+    bench.driver.write_pci(window.at, 4, 0xFFFFFFFF)
+    bench.driver.write_pci(window.at + 4, 4, 0xFFFFFF02)
+    window.aim(0x1234, 2, bar=2)
+    assert [bench.driver.read_pci(window.at + at, 1) for at in (0, 1, 2, 3, 5, 6, 7)] == fixed
+    assert bench.driver.read_pci(window.at + 4, 1) == 2
+    assert bench.driver.read_pci(window.at + 8, 4) == 0x1234
+    assert bench.driver.read_pci(window.at + 12, 4) == 2
+
+
 @pytest.mark.parametrize(
     ("offset", "size", "bar"),
     [

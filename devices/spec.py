@@ -1,0 +1,49 @@
+"""DeviceSpec: what the user can say about any device of the command line; what is special to one
+device is in its own package."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from minivmm.errors import UsageError
+from minivmm.virtio.options import VirtioOptions
+
+CONSOLE_ID = "console0"
+"""Name of the virtio-console that every board has."""
+
+_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")  # as QEMU; paths and completions are made of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSpec(VirtioOptions):
+    """Base of the device specs; raises UsageError when constructed from nonsense.
+
+    Each has an option `id` with a default of `prefix` and a number.
+    """
+
+    prefix: ClassVar[str]
+    """What ids begin with that the user did not choose."""
+    modules: ClassVar[tuple[str, ...]] = ()
+    """Linux modules that drive it, beside those that every guest loads."""
+
+    id: str
+
+    def __post_init__(self) -> None:
+        if not _ID.fullmatch(self.id) or self.id == CONSOLE_ID:
+            raise UsageError(
+                f"device id {self.id!r} is not usable: letters, digits, '.', '_' and '-', starting"
+                f" with a letter, and not {CONSOLE_ID}, which is the machine's own"
+            )
+        try:
+            super().__post_init__()
+        except UsageError as error:
+            self.refuse(str(error))
+
+    def check_files(self) -> None:
+        """Raises HostError for files of the host that are not fit for the device."""
+
+    def refuse(self, why: str) -> None:
+        """Raises UsageError for this device."""
+        raise UsageError(f"{self.id}: {why}")
