@@ -263,8 +263,9 @@ class VirtioMem(VirtioDevice):
         readable = self.state.readable
         if readable == self._guarded_for:
             return
-        self._guarded_for = readable
+        self._guarded_for = None
         try:
             self._host.guard(readable, self.state.unplugged_ranges())
+            self._guarded_for = readable
         except OSError as error:
             self.signals.trace("unguarded", why=str(error))

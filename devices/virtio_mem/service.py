@@ -95,7 +95,7 @@ class Service:
         work = self._host.unplug(self._plugged(), (0, self._state.window.size))
         error = _attempt(work.prepare) or _attempt(work.aside)
         if error:
-            work.undo()
+            self._undo(work)
         else:
             self._state.all_unplugged()
             self._on_change(work.leaving)
@@ -161,9 +161,15 @@ class Service:
             self._shortage.over()
             self._respond(exchange, ResponseType.ACK)
         else:
-            work.undo()
+            self._undo(work)
             self._shortage.refused(max(work.length, self._state.block_size), str(error))
             self._respond(exchange, ResponseType.BUSY, why=str(error))
+
+    def _undo(self, work: Work) -> None:
+        """A host that refuses this as well has the last word; an audit shows what it kept."""
+        error = _attempt(work.undo)
+        if error:
+            self._signals.trace("not-undone", why=str(error))
 
     def _change_blocks(self, request: MemRequest) -> None:
         state = self._state

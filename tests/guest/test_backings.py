@@ -69,13 +69,7 @@ def written(guest: Guest, grown: Snapshot) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def used(guest: Guest, pages: HostPages, written: dict[str, str]) -> Snapshot:
-    snap = Snapshot.take(guest, pages)
-    import json
-
-    Path("/tmp/fg/fig.json").write_text(
-        json.dumps([snap.of(k) for k in ("size", "resident", "resident-huge")])
-    )
-    return snap
+    return Snapshot.take(guest, pages)
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ class RingQueue(ABC):
             yield chain
             if work >= BURST_DESCRIPTORS:
                 break
-        self.interrupted = not self.closed and self._is_available()
+        self.interrupted = not self.closed and self._waits()
 
     def complete(self, chain: Chain, written: int = 0) -> None:
         """Hand `chain` back; publish() makes it visible (SPL-D-7).

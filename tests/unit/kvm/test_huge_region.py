@@ -55,7 +55,7 @@ def costs(
 
     yield measure
     lines = log.read_text().splitlines()
-    assert lines and all("the guest triple-faulted: cpu0 rip=0x1000200" in one for one in lines)
+    assert lines and all("the guest triple-faulted: cpu0 rip=" in one for one in lines)
 
 
 def test_a_huge_region_costs_neither_time_nor_memory_at_start(

@@ -193,7 +193,7 @@ def test_interrupt_when_a_batch_passes_the_named_descriptor(make_pair: MakePair)
     pair.driver.add([b"a"])
     assert pair.echo()  # the first decision is always yes
     pair.driver.collect()
-    for position, wanted in ((5 | 1 << 15, True), (2, True), (5, False), (0 | 1 << 15, False)):
+    for position, wanted in ((5 | 1 << 15, True), (2, True), (5, False), (0, False)):
         pair.driver.set_driver_event(position, EventFlags.DESCRIPTOR)
         used = [pair.driver.add([b"x"]) for _ in range(6)]
         assert pair.echo() is wanted, hex(position)

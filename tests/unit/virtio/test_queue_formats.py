@@ -230,6 +230,20 @@ def test_event_idx_asks_for_the_next_doorbell_when_the_ring_is_empty(
         pair.driver.collect()
 
 
+@pytest.mark.parametrize("size", [1, 8])
+def test_event_idx_doorbell_is_wanted_after_a_full_ring(
+    make_pair: MakePair, ring_format: int, size: int
+) -> None:
+    pair = make_pair(ring_format | EVENT_IDX, size=size)
+    for _ in range(5):
+        for _ in range(size):
+            pair.driver.add([b"a"])
+        assert pair.driver.wants_kick()
+        pair.echo()
+        assert not pair.queue.interrupted
+        pair.driver.collect()
+
+
 def test_event_idx_interrupts_whenever_the_driver_waits_for_the_next_chain(
     make_pair: MakePair, ring_format: int
 ) -> None:

@@ -173,6 +173,20 @@ def test_unplug_that_the_host_refuses_is_busy_and_the_blocks_stay(
     ]
 
 
+def test_host_that_refuses_the_way_back_as_well_is_busy_and_said(
+    careful: VirtioMem, log: Log, signals: FakeSignals
+) -> None:
+    """The device is not broken for it: the driver may try again."""
+    driver = MemDriver(careful)
+    driver.plug(0, 4)
+    log.fails = {"discard", "show"}
+
+    assert driver.unplug(0, 4) is BUSY
+
+    assert careful.plugged_size == 4 * BLOCK
+    assert ("not-undone", {"why": "show refused"}) in signals.events
+
+
 def test_unplug_all_hides_every_run_and_discards_once(careful: VirtioMem, log: Log) -> None:
     driver = MemDriver(careful)
     driver.plug(0, 2)
