@@ -42,16 +42,11 @@ class GuestBuffer:
         """virtio.queue.Chain."""
         return self.data[:limit]
 
-    @property
-    def writable_parts(self) -> tuple[tuple[int, int], ...]:
-        """virtio.queue.Chain: it is nowhere in guest memory."""
-        return ()
-
-    def write(self, data: bytes, at: int = 0) -> None:
+    def write(self, data: bytes) -> None:
         """virtio.queue.Chain."""
-        if at + len(data) > self.writable:
-            raise ValueError(f"{len(data)} bytes at {at} do not fit {self.writable}")
-        self.data = self.data[:at].ljust(at, b"\0") + data
+        if len(data) > self.writable:
+            raise ValueError(f"{len(data)} bytes do not fit {self.writable}")
+        self.data = data
 
 
 class GuestQueue:
