@@ -15,6 +15,11 @@ CONSOLE_ID = "console0"
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")  # as QEMU; paths and completions are made of it
 
 
+def qom_path(identifier: str) -> str:
+    """What QMP calls the device with that id, in events and by qom-get (as QEMU)."""
+    return f"/machine/peripheral/{identifier}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeviceSpec(VirtioOptions):
     """Base of the device specs; raises UsageError when constructed from nonsense."""

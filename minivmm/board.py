@@ -137,7 +137,7 @@ class Board:
             phys_bits=self.address_map.phys_bits,
             boot_end=self.address_map.ram[-1].end,
             online=self._online,
-            pci_address=f"0000:00:{function.slot:02x}.0",
+            pci_address=function.address,
             running=running,
         )
 

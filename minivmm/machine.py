@@ -18,6 +18,7 @@ from minivmm.boot.cpuid import guest_cpuid, host_phys_bits
 from minivmm.boot.nodes import Topology
 from minivmm.bus import Action
 from minivmm.console_watch import ConsoleWatch
+from minivmm.devices.spec import qom_path
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.devices.virtio_mem.view import View, observe
 from minivmm.doorbells import KvmDoorbells
@@ -320,7 +321,7 @@ class Machine:
             listener(self.outcome)
 
     def _size_reporter(self, identifier: str) -> Callable[[int], None]:
-        path = f"/machine/peripheral/{identifier}"
+        path = qom_path(identifier)
 
         def report(size: int) -> None:
             data: dict[str, object] = {"id": identifier, "size": size, "qom-path": path}

@@ -20,6 +20,7 @@ from minivmm.options import (
     option,
     parse_pairs,
     size_option,
+    tagged,
     to_mapping,
     unknown,
 )
@@ -109,23 +110,15 @@ def spec_from_json(data: Mapping[str, Any]) -> MachineSpec:
     append = data.get("append", [])
     if not isinstance(append, list) or not all(isinstance(word, str) for word in append):
         raise UsageError(f"config: append {append!r} is not a list of texts: write one per word")
-    entries = data.get("devices", [])
-    if not isinstance(entries, list):
-        raise UsageError(f"config: devices {entries!r} is not a list of objects: put it into [ ]")
-    devices: list[VirtioMemSpec] = []
-    for entry in entries:
-        if not isinstance(entry, dict) or not isinstance(entry.get("driver"), str):
-            raise UsageError(
-                f"config: device {entry!r} is not an object with a driver:"
-                f' write "driver": "{next(iter(DEVICE_TYPES))}"'
-            )
-        options = {key: value for key, value in entry.items() if key != "driver"}
-        devices.append(_device(entry["driver"], options))
+    entries = tagged(
+        data.get("devices", []), key="driver", plural="devices", one="device", tags=DEVICE_TYPES
+    )
+    devices = tuple(_device(name, values) for name, values in entries)
     base = from_mapping(MachineSpec, values, what="config")
     return MachineSpec(
         **{name.replace("-", "_"): value for name, value in to_mapping(base).items()},  # type: ignore[arg-type]
         append=tuple(append),
-        devices=tuple(devices),
+        devices=devices,
         numa=numa_from_json(data.get("numa", [])),
     )
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 from minivmm.errors import UsageError
@@ -116,6 +116,23 @@ def to_mapping(value: Any) -> dict[str, object]:
     """The inverse of from_mapping: outside names to JSON values; unset (None) ones are left out."""
     pairs = ((_outside(f), getattr(value, f.name)) for f in _fields(type(value)))
     return {name: item for name, item in pairs if item is not None}
+
+
+def tagged(
+    data: object, *, key: str, plural: str, one: str, tags: Iterable[str]
+) -> Iterator[tuple[str, dict[str, object]]]:
+    """(tag, other values) of each object of the JSON list `data`; `key` holds its tag.
+
+    `plural` and `one` are what the config calls them, `tags` what may be written. Raises UsageError
+    for what is no such list; whether a tag is known is the caller's to judge.
+    """
+    if not isinstance(data, list):
+        raise UsageError(f"config: {plural} {data!r} is not a list of objects: put it into [ ]")
+    for item in data:
+        if not isinstance(item, dict) or not isinstance(item.get(key), str):
+            ways = " or ".join(f'"{key}": "{tag}"' for tag in tags)
+            raise UsageError(f"config: {one} {item!r} is not an object with a {key}: write {ways}")
+        yield item[key], {name: value for name, value in item.items() if name != key}
 
 
 def parse_pairs(text: str, repeatable: tuple[str, ...] = ()) -> tuple[str, dict[str, object]]:

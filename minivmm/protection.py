@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from minivmm.devices.spec import qom_path
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.devices.virtio_mem.intruders import Intrusion
 from minivmm.errors import HostError
@@ -74,7 +75,7 @@ class Sentry:
         self._unreported = 0
         data: dict[str, object] = {
             "id": identifier,
-            "qom-path": f"/machine/peripheral/{identifier}",
+            "qom-path": qom_path(identifier),
             "source": intrusion.source,
             "cpu-index": intrusion.vcpu,
             "rip": intrusion.rip,

@@ -56,3 +56,9 @@ def align_down(value: int, alignment: int) -> int:
 def is_power_of_two(value: int) -> bool:
     """True for 1, 2, 4, 8, ...; false for 0 and negative numbers."""
     return value > 0 and value & (value - 1) == 0
+
+
+def powers_of_two_around(value: int) -> tuple[int, int]:
+    """The largest power of two that is at most `value`, which is above 0, and the next one."""
+    below = 1 << value.bit_length() - 1
+    return below, 2 * below

@@ -105,20 +105,16 @@ def no_driver(view: View, facts: GuestFacts | None) -> Diagnosis | None:
 
 def marked_broken(view: View, facts: GuestFacts | None) -> Diagnosis | None:
     """Linux marks the device broken after an ERROR, or an error of its own (reference D.6)."""
-    run = view.run
-    line = (
-        next((line for line in facts.log if "marking device broken" in line), "") if facts else ""
-    )
-    refused = run is not None and run.answer is ResponseType.ERROR and run.request in _FATAL
-    if not refused and not line:
-        return None
-    evidence = []
-    if refused and run is not None:
+    told = facts is not None and any("marking device broken" in line for line in facts.log)
+    run, evidence = view.run, []
+    if run is not None and run.answer is ResponseType.ERROR and run.request in _FATAL:
         evidence.append(f"its last {run.request.name} was answered ERROR: {run.why or 'no reason'}")
+    if not told and not evidence:
+        return None
     return Diagnosis(
         Kind.BROKEN,
         "the guest's driver has given the device up after an error",
         tuple(evidence),
         _RESTART,
-        certain=bool(line),
+        certain=told,
     )

@@ -93,7 +93,7 @@ def busy(view: View, facts: GuestFacts | None) -> Diagnosis | None:
 def no_whole_block(view: View, facts: GuestFacts | None) -> Diagnosis | None:
     """Linux uses only whole memory blocks, and all that fit are plugged (reference H-4)."""
     told = facts.memory_block if facts else None
-    unit = max(view.block_size, told or view.linux_block)
+    unit = _unit(view, facts)
     room = view.capacity(unit)
     if not view.requested > view.plugged >= room:
         return None
@@ -144,7 +144,7 @@ def not_onlined(view: View, facts: GuestFacts | None) -> Diagnosis | None:
     """Added memory that stays offline: the driver stops at a threshold (reference D.7)."""
     if view.requested < view.plugged:
         return None
-    unit = max(view.block_size, (facts and facts.memory_block) or view.linux_block)
+    unit = _unit(view, facts)
     threshold = max(_OFFLINE_THRESHOLD, 2 * unit)
     if facts and facts.offline is not None:
         if facts.offline * unit <= threshold - unit:
@@ -222,3 +222,9 @@ def stalled(view: View, facts: GuestFacts | None) -> Diagnosis:
         " stuck: see its log (dmesg | grep virtio_mem), and try minivmm kick",
         certain=False,
     )
+
+
+def _unit(view: View, facts: GuestFacts | None) -> int:
+    """Bytes that Linux adds at once: its memory block, or ours if that is larger (D.3)."""
+    told = facts.memory_block if facts else None
+    return max(view.block_size, told or view.linux_block)

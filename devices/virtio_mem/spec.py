@@ -11,7 +11,7 @@ from minivmm.memory.hugepages import thp_size
 from minivmm.memory.region import PAGE_SIZE
 from minivmm.options import choice_option, number_option, option, size_option, switch_option
 from minivmm.spec.platform import MAX_NODES
-from minivmm.units import MIB, TIB, align_down, format_size, is_power_of_two
+from minivmm.units import MIB, TIB, align_down, format_size, is_power_of_two, powers_of_two_around
 
 MINIMUM_BLOCK_SIZE = max(MIB, PAGE_SIZE)
 """Blocks consist of whole host pages; below 1 MiB there would be too many of them (as QEMU)."""
@@ -123,17 +123,11 @@ class VirtioMemSpec(DeviceSpec):
         least = max(MINIMUM_BLOCK_SIZE, self.page_size)
         block = self.block_size
         if not is_power_of_two(block) or block < least:
-            below = max(1 << block.bit_length() - 1, least)
-            above = max(2 * below if block > below else below, least)
-            near = (
-                format_size(below)
-                if above == below
-                else (f"{format_size(below)}, {format_size(above)}")
-            )
+            near = sorted({max(power, least) for power in powers_of_two_around(block)})
             why = " and a page of its backing" if self.page_size > MINIMUM_BLOCK_SIZE else ""
             self.refuse(
                 f"block-size {format_size(block)} is not a power of two of at least"
-                f" {format_size(least)}{why} (nearest: {near})"
+                f" {format_size(least)}{why} (nearest: {', '.join(map(format_size, near))})"
             )
 
     def _check_sizes(self) -> None:

@@ -25,6 +25,7 @@ from minivmm.options import (
     numbers_option,
     parse_pairs,
     size_option,
+    tagged,
     to_mapping,
     unknown,
 )
@@ -84,18 +85,8 @@ def numa_text(entry: NumaEntry) -> str:
 
 def numa_from_json(data: object) -> tuple[NumaEntry, ...]:
     """The entries in `data`, a list of objects as numa_to_json makes them. Raises UsageError."""
-    if not isinstance(data, list):
-        raise UsageError(f"config: numa {data!r} is not a list of objects: put it into [ ]")
-    entries: list[NumaEntry] = []
-    for item in data:
-        if not isinstance(item, dict) or not isinstance(item.get("type"), str):
-            raise UsageError(
-                f"config: numa entry {item!r} is not an object with a type:"
-                ' write "type": "node" or "type": "dist"'
-            )
-        values = {key: value for key, value in item.items() if key != "type"}
-        entries.append(_entry(item["type"], values))
-    return tuple(entries)
+    found = tagged(data, key="type", plural="numa", one="numa entry", tags=_TYPES)
+    return tuple(_entry(kind, values) for kind, values in found)
 
 
 def numa_to_json(entries: Sequence[NumaEntry]) -> list[dict[str, object]]:

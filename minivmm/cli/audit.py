@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from minivmm import runtime
-from minivmm.cli.text import add_device, add_json, add_name, print_json, print_table, say
+from minivmm.cli.text import add_device_verb, chosen_device, print_json, print_table, say
 from minivmm.control.client import Client
 from minivmm.errors import ExitStatus
 from minivmm.units import format_size
@@ -14,17 +14,14 @@ from minivmm.units import format_size
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    add_name(parser)
-    add_device(parser)
-    add_json(parser)
+    add_device_verb(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print host memory by state of the blocks; 1 if unplugged ones hold any."""
     entry = runtime.find(args.name)
     with Client(entry.qmp_socket) as client:
-        which = {"id": args.device} if args.device else {}
-        rows: list[dict[str, Any]] = client.execute("x-minivmm-audit", **which)
+        rows: list[dict[str, Any]] = client.execute("x-minivmm-audit", **chosen_device(args))
     if args.json:
         print_json({"name": entry.name, "memory-devices": rows})
     else:

@@ -77,8 +77,9 @@ class Follower:
         return brief(found[0])
 
     def _look(self) -> dict[str, Any]:
-        info = self._client.execute("x-minivmm-info")
-        device: dict[str, Any] = next(d for d in info["memory-devices"] if d["id"] == self._id)
+        # Not x-minivmm-info: that looks for host memory, page table by page table.
+        rows = (row["data"] for row in self._client.execute("query-memory-devices"))
+        device: dict[str, Any] = next(row for row in rows if row["id"] == self._id)
         if device["requested-size"] != self._target:
             self._end_line()
             raise Refused(

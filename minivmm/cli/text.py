@@ -60,6 +60,18 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="ID", help="only this memory device (default: all)")
 
 
+def add_device_verb(parser: argparse.ArgumentParser) -> None:
+    """Options of a verb that does one thing to memory devices: NAME, --device, --json."""
+    add_name(parser)
+    add_device(parser)
+    add_json(parser)
+
+
+def chosen_device(args: argparse.Namespace) -> dict[str, str]:
+    """--device as an argument of x-minivmm commands."""
+    return {} if args.device is None else {"id": args.device}
+
+
 def add_name(parser: argparse.ArgumentParser) -> None:
     """The NAME argument of verbs that act on one VM."""
     parser.add_argument("name", nargs="?", metavar="NAME", help="VM; optional if only one runs")

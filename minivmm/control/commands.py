@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from minivmm import __version__
 from minivmm.control import qom
 from minivmm.control.face import Context
+from minivmm.devices.spec import qom_path
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.errors import Refused
 
@@ -216,7 +217,7 @@ def _info(device: VirtioMem) -> dict[str, object]:
     return {
         "type": "virtio-mem",
         "id": device.identifier,
-        "qom-path": qom.device_path(device),
+        "qom-path": qom_path(device.identifier),
         "requested-size": device.requested_size,
         "size": device.plugged_size,
         "usable-size": device.usable_region_size,
@@ -227,7 +228,7 @@ def _info(device: VirtioMem) -> dict[str, object]:
         "resident": usage.resident,
         "resident-huge": usage.huge,
         "intrusions": device.intruders.count,
-        "answers": device.inspect().get("answers", {}),
+        "answers": device.ledger.counts(),
     }
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from minivmm.control.face import ControlledMachine
+from minivmm.devices.spec import qom_path
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.errors import Refused
 
@@ -67,11 +68,6 @@ def memory_path(device: VirtioMem) -> str:
     return f"/objects/{device.identifier}-memory"
 
 
-def device_path(device: VirtioMem) -> str:
-    """Path of the device itself."""
-    return f"/machine/peripheral/{device.identifier}"
-
-
 def _tree(machine: ControlledMachine) -> dict[str, Node]:
     tree = {
         "/": Node("container"),
@@ -80,7 +76,7 @@ def _tree(machine: ControlledMachine) -> dict[str, Node]:
         "/machine/peripheral": Node("container"),
     }
     for device in machine.memory_devices.values():
-        tree[device_path(device)] = Node("virtio-mem-pci", _virtio_mem(device))
+        tree[qom_path(device.identifier)] = Node("virtio-mem-pci", _virtio_mem(device))
         tree[memory_path(device)] = Node("memory-backend-ram", _memory(device))
     return tree
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from minivmm.boot.nodes import Node, Topology
+from minivmm.devices.spec import qom_path
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.devices.virtio_mem.view import Surroundings, View, observe
@@ -136,7 +137,7 @@ class FakeMachine:
         self.on_quit()
 
     def _size_changed(self, device: VirtioMem) -> None:
-        path = f"/machine/peripheral/{device.identifier}"
+        path = qom_path(device.identifier)
         size = device.plugged_size
         data: dict[str, object] = {"id": device.identifier, "size": size, "qom-path": path}
         self.emit("MEMORY_DEVICE_SIZE_CHANGE", data)

@@ -11,7 +11,7 @@ from minivmm.errors import UsageError
 from minivmm.options import number_option, switch_option
 from minivmm.pci.msix import MAX_VECTORS
 from minivmm.spec.virtio import MAX_QUEUE_SIZE, Feature
-from minivmm.units import is_power_of_two
+from minivmm.units import is_power_of_two, powers_of_two_around
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +85,10 @@ class VirtioOptions:
                 f"queue-size {size} is out of range: use 1 to {MAX_QUEUE_SIZE} (nearest: {near})"
             )
         if not self.packed and not is_power_of_two(size):
-            below = 1 << size.bit_length() - 1
+            below, above = powers_of_two_around(size)
             raise UsageError(
                 f"queue-size {size} is not a power of two, as split rings need it"
-                f" (nearest: {below}, {2 * below}), or use packed=on"
+                f" (nearest: {below}, {above}), or use packed=on"
             )
 
     @property

@@ -7,10 +7,6 @@ from collections.abc import Callable
 import pytest
 
 from minivmm.devices.virtio_console.device import VirtioConsole
-from minivmm.devices.virtio_mem.device import VirtioMem
-from minivmm.devices.virtio_mem.spec import VirtioMemSpec
-from minivmm.memory.layout import Window
-from minivmm.memory.region import Region
 from minivmm.spec.virtio_console import (
     CONTROL_RECEIVE_QUEUE,
     CONTROL_TRANSMIT_QUEUE,
@@ -21,6 +17,7 @@ from minivmm.spec.virtio_console import (
 )
 from minivmm.spec.virtio_mem import MemRequest, MemResponse, RequestType, ResponseType
 from minivmm.testing.driver import DeviceBench, VirtioPciDriver
+from minivmm.testing.mem_bench import make_device
 from minivmm.units import GIB, MIB
 
 
@@ -46,8 +43,7 @@ class SlowHost:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_memory_request_that_the_host_works_on_is_finished_but_not_answered(packed: bool) -> None:
-    spec = VirtioMemSpec(size=GIB, requested_size=256 * MIB, prealloc=True, packed=packed)
-    device = VirtioMem(spec, Window(4 * GIB, spec.size), Region(spec.size, spec.host_memory))
+    device = make_device(size=GIB, requested_size=256 * MIB, prealloc=True, packed=packed)
     host = SlowHost()
     plug = MemRequest(RequestType.PLUG, addr=4 * GIB, nb_blocks=16).build()
     state = MemRequest(RequestType.STATE, addr=4 * GIB, nb_blocks=16).build()

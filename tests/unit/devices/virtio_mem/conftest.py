@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from minivmm.devices.virtio_mem.device import VirtioMem
-from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.memory.guest import GuestMemory
-from minivmm.memory.layout import Window
-from minivmm.memory.region import Region
 from minivmm.testing.fake_queue import FakeSignals
+from minivmm.testing.mem_bench import make_device
 from minivmm.testing.mem_driver import MemDriver
 from minivmm.units import GIB, MIB
 
@@ -35,9 +33,7 @@ def make(memory: GuestMemory, signals: FakeSignals) -> Make:
     """Make a device; keywords are fields of its spec."""
 
     def make(**fields: object) -> VirtioMem:
-        values = {"size": GIB, "requested_size": 64 * MIB} | fields
-        spec = VirtioMemSpec(**values)  # type: ignore[arg-type]
-        device = VirtioMem(spec, Window(4 * GIB, spec.size), Region(spec.size, spec.host_memory))
+        device = make_device(**{"size": GIB, "requested_size": 64 * MIB} | fields)
         device.attach(memory, signals)
         return device
 

@@ -7,10 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from minivmm.devices.virtio_mem.device import VirtioMem
-from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.errors import GuestAddressError
-from minivmm.memory.layout import Window
-from minivmm.memory.region import Region
 from minivmm.spec.virtio import Descriptor, DescriptorFlags, DeviceStatus
 from minivmm.spec.virtio_mem import (
     BlockState,
@@ -23,6 +20,7 @@ from minivmm.spec.virtio_mem import (
 )
 from minivmm.spec.virtio_pci import CapabilityType
 from minivmm.testing.driver import DeviceBench
+from minivmm.testing.mem_bench import make_device
 from minivmm.testing.mem_driver import MemDriver
 from minivmm.units import GIB, MIB
 
@@ -34,8 +32,7 @@ ACK = ResponseType.ACK
 
 
 def make(**fields: str) -> VirtioMem:
-    spec = VirtioMemSpec(size=GIB, requested_size=64 * MIB, **fields)  # type: ignore[arg-type]
-    return VirtioMem(spec, Window(4 * GIB, spec.size), Region(spec.size, spec.host_memory))
+    return make_device(size=GIB, requested_size=64 * MIB, **fields)
 
 
 @pytest.fixture
