@@ -209,12 +209,14 @@ def test_command_may_handle_the_signal(agent: Agent) -> None:
     assert agent.output(2) == b"caught\n"
 
 
-def test_kill_of_one_session_leaves_others_alone(agent: Agent) -> None:
+def test_kill_of_one_session_leaves_others_alone(agent: Agent, tmp_path: Path) -> None:
+    released = tmp_path / "released"
     agent.execute(1, b"exec sleep 60", o=2, e=3)
-    agent.execute(2, b"sleep 0.5; echo fine", o=4, e=5)
+    agent.execute(2, f"until [ -e {released} ]; do sleep 0.05; done; echo fine".encode(), o=4, e=5)
     agent.send("kill 1 9")
 
     assert agent.line() == "exit 1 137"
+    released.touch()
     assert agent.line() == "exit 2 0"
     assert agent.output(4) == b"fine\n"
 
