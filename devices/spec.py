@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from minivmm.errors import UsageError
 from minivmm.virtio.options import VirtioOptions
@@ -22,7 +23,15 @@ def qom_path(identifier: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSpec(VirtioOptions):
-    """Base of the device specs; raises UsageError when constructed from nonsense."""
+    """Base of the device specs; raises UsageError when constructed from nonsense.
+
+    Each has an option `id` with a default of `prefix` and a number.
+    """
+
+    prefix: ClassVar[str]
+    """What ids begin with that the user did not choose."""
+    modules: ClassVar[tuple[str, ...]] = ()
+    """Linux modules that drive it, beside those that every guest loads."""
 
     id: str
 
@@ -36,6 +45,9 @@ class DeviceSpec(VirtioOptions):
             super().__post_init__()
         except UsageError as error:
             self.refuse(str(error))
+
+    def check_files(self) -> None:
+        """Raises HostError for files of the host that are not fit for the device."""
 
     def refuse(self, why: str) -> None:
         """Raises UsageError for this device."""

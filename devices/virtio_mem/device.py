@@ -105,6 +105,7 @@ class VirtioMem(VirtioDevice):
 
     def use(self, errands: Errands) -> None:
         """Have long work done by `errands` from now on, instead of at once."""
+        super().use(errands)
         self._service.errands = errands
         self.shortage.later = errands.later
 

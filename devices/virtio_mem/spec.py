@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from minivmm.devices.spec import DeviceSpec
 from minivmm.errors import UsageError
@@ -31,6 +32,8 @@ PROTECTIONS = ("off", "report", "stop", "kill")
 @dataclass(frozen=True, kw_only=True)
 class VirtioMemSpec(DeviceSpec):
     """A virtio-mem device; sizes in bytes. Raises UsageError when constructed from nonsense."""
+
+    prefix: ClassVar[str] = "vmem"
 
     id: str = option("name of the device", default="vmem0")
     size: int = size_option("most memory that the guest can have from it")

@@ -25,6 +25,7 @@ MADV_NOHUGEPAGE = 15
 MADV_POPULATE_WRITE = 23  # since Linux 5.14
 FALLOC_FL_KEEP_SIZE = 0x1
 FALLOC_FL_PUNCH_HOLE = 0x2
+FALLOC_FL_ZERO_RANGE = 0x10
 
 PAGE_IS_PRESENT = 0x8
 PAGE_IS_SWAPPED = 0x10
@@ -80,6 +81,12 @@ def madvise(hva: int, length: int, advice: int) -> None:
 def punch_hole(fd: int, offset: int, length: int) -> None:
     """Free [offset, offset + length) (bytes) of a file, which keeps its size. Raises OSError."""
     if _libc.fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length):
+        raise _error("fallocate")
+
+
+def zero_range(fd: int, offset: int, length: int) -> None:
+    """Make [offset, offset + length) (bytes) of a file zeroes that stay allocated. OSError."""
+    if _libc.fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length):
         raise _error("fallocate")
 
 

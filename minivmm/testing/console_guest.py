@@ -42,11 +42,16 @@ class GuestBuffer:
         """virtio.queue.Chain."""
         return self.data[:limit]
 
-    def write(self, data: bytes) -> None:
+    @property
+    def writable_parts(self) -> tuple[tuple[int, int], ...]:
+        """virtio.queue.Chain: it is nowhere in guest memory."""
+        return ()
+
+    def write(self, data: bytes, at: int = 0) -> None:
         """virtio.queue.Chain."""
-        if len(data) > self.writable:
-            raise ValueError(f"{len(data)} bytes do not fit {self.writable}")
-        self.data = data
+        if at + len(data) > self.writable:
+            raise ValueError(f"{len(data)} bytes at {at} do not fit {self.writable}")
+        self.data = self.data[:at].ljust(at, b"\0") + data
 
 
 class GuestQueue:

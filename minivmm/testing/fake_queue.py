@@ -55,11 +55,16 @@ class FakeChain:
         self.reads += 1
         return self._request[:limit]
 
-    def write(self, data: bytes) -> None:
+    @property
+    def writable_parts(self) -> tuple[tuple[int, int], ...]:
+        """None: its buffers are nowhere in guest memory."""
+        return ()
+
+    def write(self, data: bytes, at: int = 0) -> None:
         """Keep `data`. Raises ValueError if there is no room."""
-        if len(data) > self.writable:
-            raise ValueError(f"{len(data)} bytes do not fit {self.writable}")
-        self.written = data
+        if at + len(data) > self.writable:
+            raise ValueError(f"{len(data)} bytes at {at} do not fit {self.writable}")
+        self.written = self.written[:at].ljust(at, b"\0") + data
 
 
 class FakeQueue:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from minivmm.memory.guest import GuestMemory
+from minivmm.virtio.errands import Errands, Inline
 from minivmm.virtio.options import VirtioOptions
 from minivmm.virtio.queue.queue import VirtQueue
 
@@ -73,6 +74,12 @@ class VirtioDevice(ABC):
         """Switches for the transport; device specs are such options."""
         self.features = 0
         """All bits that the driver chose last."""
+        self.errands: Errands = Inline()
+        """Does what may take long, and reminds; the machine's own once it said `use`."""
+
+    def use(self, errands: Errands) -> None:
+        """Have long work done by `errands` from now on, instead of at once."""
+        self.errands = errands
 
     def attach(self, memory: GuestMemory, signals: Signals) -> None:
         """Called once, before the guest runs. Overriders call it and may keep more."""
@@ -110,6 +117,9 @@ class VirtioDevice(ABC):
 
     def system_reset(self) -> None:  # noqa: B027
         """The whole machine resets; called after `reset`."""
+
+    def close(self) -> None:  # noqa: B027
+        """The machine is gone, and its errands are over: release what the host gave."""
 
     def inspect(self) -> dict[str, object]:
         """Plain data about the device's state, for people."""

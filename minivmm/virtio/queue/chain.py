@@ -89,22 +89,32 @@ class BufferChain:
             left -= length
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def write(self, data: bytes) -> None:
-        """Store `data` at the start of the writable part. Raises ValueError if it does not fit.
+    @property
+    def writable_parts(self) -> tuple[tuple[int, int], ...]:
+        """The writable buffers themselves, as (gpa, length in bytes)."""
+        return tuple(self._writable_parts)
+
+    def write(self, data: bytes, at: int = 0) -> None:
+        """Store `data` at byte `at` of the writable part. Raises ValueError if it does not fit.
 
         Raises DeviceBroken if the memory was unplugged meanwhile. Does nothing once the queue is
         closed: after a device reset that memory belongs to somebody else (GEN-D-5).
         """
-        if len(data) > self.writable:
-            raise ValueError(f"{len(data)} bytes for a writable part of {self.writable}")
+        if at + len(data) > self.writable:
+            raise ValueError(f"{len(data)} bytes at {at} of a writable part of {self.writable}")
         if self.owner.closed:
             return
         done = 0
         for gpa, length in self._writable_parts:
             if done >= len(data):
                 break
-            self._store(gpa, data[done : done + length])
-            done += length
+            if at >= length:
+                at -= length
+                continue
+            piece = data[done : done + length - at]
+            self._store(gpa + at, piece)
+            done += len(piece)
+            at = 0
 
     def _load(self, gpa: int, length: int) -> bytes:
         try:

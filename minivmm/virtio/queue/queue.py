@@ -32,8 +32,12 @@ class Chain(Protocol):
     def read(self, limit: int | None = None) -> bytes:
         """A copy of the first `limit` readable bytes (all by default), taken now."""
 
-    def write(self, data: bytes) -> None:
-        """Store `data` at the start of the writable part. Raises ValueError if it does not fit."""
+    @property
+    def writable_parts(self) -> tuple[tuple[int, int], ...]:
+        """The writable buffers as (gpa, length in bytes): for pages that are meant themselves."""
+
+    def write(self, data: bytes, at: int = 0) -> None:
+        """Store `data` at byte `at` of the writable part. Raises ValueError if it does not fit."""
 
 
 class VirtQueue(Protocol):
