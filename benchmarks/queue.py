@@ -110,7 +110,8 @@ def measure(model: Model, batch: int) -> tuple[dict[str, float], float]:
 
 def main() -> int:
     """Print the table."""
-    print(f"{'request':<18}{'a kick':>7}{'split':>19}{'packed':>19}{'packed/split':>14}{'model':>9}")
+    columns = f"{'split':>19}{'packed':>19}{'packed/split':>14}{'model':>9}"
+    print(f"{'request':<18}{'a kick':>7}{columns}")
     for model in MODELS:
         for batch in BATCHES:
             best, alone = measure(model, batch)

@@ -32,13 +32,14 @@ def show(title: str, words: Sequence[str], *, runs: int, ends: Sequence[int]) ->
     small, large = compare(commands, runs=runs).values()
     if small.status not in ends or large.status not in ends:
         raise SystemExit(f"start: minivmm boot ended with {small.status} and {large.status}")
-    seconds, peak = large.seconds - small.seconds, large.peak - small.peak
-    print(f"{title}; medians of {runs} runs in turns, each from exec to exit")
+    print(f"{title}; {runs} runs each in turns, from exec to exit; medians")
     print(f"{'size=':<10}" + "".join(f"{name:>10}" for name in (*commands, "more", "at most")))
-    for name, row in (
-        ("seconds", (small.seconds, large.seconds, seconds, MOST_SECONDS)),
-        ("peak MiB", tuple(size / MIB for size in (small.peak, large.peak, peak, MOST_MEMORY))),
+    for name, one, other, most in (
+        ("seconds", small.seconds, large.seconds, MOST_SECONDS),
+        ("(least)", small.least, large.least, MOST_SECONDS),
+        ("peak MiB", small.peak / MIB, large.peak / MIB, MOST_MEMORY / MIB),
     ):
+        row = (one, other, other - one, most)
         print(f"{name:<10}" + "".join(f"{value:10.2f}" for value in row), flush=True)
 
 

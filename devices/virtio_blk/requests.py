@@ -156,7 +156,7 @@ def _segments(request: Request, disk: Disk, *, known: int, most: int) -> list[tu
     found: list[tuple[int, int, int]] = []
     for start in range(0, len(request.data), Segment.SIZE):
         segment = Segment.parse(request.data[start : start + Segment.SIZE])
-        if segment.flags & ~known:
+        if segment.flags & ~int(known):
             raise Refused(Status.UNSUPP, f"flags {segment.flags:#x} of a segment")
         if segment.num_sectors > most:
             raise Refused(Status.IOERR, f"a segment of {segment.num_sectors} sectors")

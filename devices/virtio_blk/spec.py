@@ -16,6 +16,7 @@ class VirtioBlkSpec(DeviceSpec):
     """A virtio-blk device. Raises UsageError when constructed from nonsense."""
 
     prefix: ClassVar[str] = "disk"
+    paths: ClassVar[tuple[str, ...]] = ("file",)
     modules: ClassVar[tuple[str, ...]] = ("virtio_blk",)
 
     id: str = option("name of the device", default="disk0")
@@ -35,6 +36,11 @@ class VirtioBlkSpec(DeviceSpec):
             self.refuse(
                 f"serial {self.serial!r} does not fit: use at most {ID_SIZE} ASCII characters"
             )
+
+    @property
+    def summary(self) -> str:
+        """The file."""
+        return self.file
 
     def check_files(self) -> None:
         """Raises HostError for a file that cannot be a disk."""

@@ -50,6 +50,13 @@ class Parser(argparse.ArgumentParser):
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's) and return the exit status."""
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:  # so early or so late that no verb was at work
+        return Interrupted.control_status
+
+
+def _run(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     _open_standard_streams()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):

@@ -113,6 +113,12 @@ class RingDriver(ABC):
         self._chains[head] = buffers
         return head
 
+    def add_at(self, ranges: Iterable[tuple[int, int]]) -> int:
+        """Make a chain available whose writable buffers are the given (gpa, length in bytes)."""
+        head = self._offer_chain([Buffer(*one, DescriptorFlags.WRITE) for one in ranges])
+        self._chains[head] = []
+        return head
+
     def collect(self) -> list[Used]:
         """What the device has handed back since the last call; its descriptors are free again."""
         done: list[Used] = []

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from minivmm.boot.nodes import Node, Topology
+from minivmm.devices.virtio_balloon.device import VirtioBalloon
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.devices.virtio_mem.view import Surroundings, View, observe
@@ -67,6 +68,7 @@ class FakeMachine:
         )
         """What its devices are surrounded by; by default a driver that is up."""
         memory = GuestMemory()
+        self.balloon: VirtioBalloon | None = None
         self.memory_devices: dict[str, VirtioMem] = {}
         for index, spec in enumerate(devices):
             window = Window(FIRST_REGION + index * REGION_STRIDE, spec.size)

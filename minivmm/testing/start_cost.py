@@ -26,6 +26,8 @@ class Cost:
 
     seconds: float
     """From the start of the process to its end."""
+    least: float
+    """Seconds of the quickest run: whatever else the machine does only adds to it."""
     peak: int
     """Bytes: the most resident memory that the process had."""
     status: int
@@ -55,7 +57,7 @@ def cost_of(words: Sequence[str], start: Start = fresh) -> Cost:
     _, status, usage = os.wait4(start(words), 0)
     seconds = time.perf_counter() - began
     code = os.waitstatus_to_exitcode(status)
-    return Cost(seconds, usage.ru_maxrss * KIB, code if code >= 0 else 128 - code)
+    return Cost(seconds, seconds, usage.ru_maxrss * KIB, code if code >= 0 else 128 - code)
 
 
 def compare(
@@ -78,6 +80,7 @@ def _median(name: str, costs: Sequence[Cost]) -> Cost:
         raise RuntimeError(f"{name}: runs ended with statuses {statuses}, so they did not compare")
     return Cost(
         seconds=statistics.median(cost.seconds for cost in costs),
+        least=min(cost.least for cost in costs),
         peak=round(statistics.median(cost.peak for cost in costs)),
         status=statuses.pop(),
     )

@@ -21,14 +21,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--only-kernel",
         choices=KERNELS,
-        help="only tests that boot this kernel; those that boot none or either go with the first",
+        help="only tests that boot this kernel; those that boot none or either go with the last",
     )
 
 
 def kernel_of(item: pytest.Item) -> str:
     """The kernel that a test boots."""
     call = getattr(item, "callspec", None)  # absent without parameters
-    return str(call.params.get("kernel", KERNELS[0]) if call else KERNELS[0])
+    return str(call.params.get("kernel", KERNELS[-1]) if call else KERNELS[-1])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

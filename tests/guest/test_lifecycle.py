@@ -168,7 +168,7 @@ def fill(guest: Guest) -> Content:
     """Write content into a tmpfs at /mnt; its pages are movable, as the device's memory is."""
     content = Content()
     copy = f"i=0; while [ $i -lt {COPIES} ]; do cat /tmp/x; i=$((i+1)); done >/mnt/x"
-    script = f"mountpoint -q /mnt || mount -t tmpfs none /mnt; cat >/tmp/x; {copy}; rm /tmp/x"
+    script = f"mount -t tmpfs none /mnt && cat >/tmp/x; {copy}; rm /tmp/x"
     done = guest.run("sh", "-c", script, stdin=content.data)
     assert done.status == 0, done
     assert guest.device()["resident"] >= COPIES * MIB

@@ -160,12 +160,20 @@ def test_the_audit_finds_host_memory_only_behind_plugged_blocks(guest: Guest) ->
     assert all(row["resident-unplugged"] == 0 for row in rows.values())
 
 
+BALLAST = (
+    "echo 1000 >/proc/$$/oom_score_adj;"
+    ' x=$(dd if=/dev/zero bs=1M count=24 | tr "\\0" x); sleep 1000'
+)
+"""Shell script: memory that a guest without any left gives up first, rather than its agent."""
+
+
 def test_memory_in_use_is_unmovable_and_a_kick_after_freeing_it_saves_the_wait(
     guest: Guest,
 ) -> None:
     guest.shell(
         "mount -t tmpfs -o size=420m none /mnt && dd if=/dev/zero of=/mnt/x bs=1M count=400"
     )
+    guest.shell(f"sh -c '{BALLAST}' </dev/null >/dev/null 2>&1 &")
     request(guest, "vmem0", 0)
     guest.wait_until(lambda: why(guest, "vmem0")["kind"] == "unmovable", "being stuck")
     found = why(guest, "vmem0")

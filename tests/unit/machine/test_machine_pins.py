@@ -6,9 +6,9 @@ from typing import Any
 
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.spec.virtio_pci import CapabilityType
+from minivmm.testing.buffers import GuestAllocator
 from minivmm.testing.driver import VirtioPciDriver
 from minivmm.testing.fake_irq import FakeDefer, FakeDoorbells
-from minivmm.testing.buffers import GuestAllocator
 from minivmm.units import GIB, MIB
 
 GSI = 18

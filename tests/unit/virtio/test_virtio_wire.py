@@ -6,7 +6,7 @@ import pytest
 
 from minivmm.spec import pci, virtio, virtio_pci
 from minivmm.spec.record import Record
-from minivmm.virtio.queue import split
+from minivmm.virtio.queue import packed, split
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,8 @@ from minivmm.virtio.queue import split
         (virtio.Descriptor, 16),
         (virtio.UsedElement, 8),
         (virtio.RingHeader, 4),
+        (virtio.PackedDescriptor, 16),
+        (virtio.EventSuppression, 4),
         (virtio_pci.VirtioCapability, 16),
         (virtio_pci.NotifyCapability, 20),
         (virtio_pci.WindowCapability, 20),
@@ -41,6 +43,7 @@ def test_common_configuration_offsets() -> None:
     [
         (split.DESCRIPTOR, virtio.Descriptor, (0x1122334455667788, 0x99AABBCC, 0xDDEE, 0xFF01)),
         (split.USED_ELEMENT, virtio.UsedElement, (0x01020304, 0xA0B0C0D0)),
+        (packed.DESCRIPTOR, virtio.PackedDescriptor, (0x1122334455667788, 0x99AABBCC, 1, 0xFF01)),
     ],
 )
 def test_overlay_and_record_agree_byte_for_byte(
@@ -53,8 +56,16 @@ def test_overlay_and_record_agree_byte_for_byte(
     assert tuple(getattr(parsed, name) for name in kind.OFFSETS) == values
 
 
+def test_used_part_of_a_packed_descriptor_is_where_the_overlay_puts_it() -> None:
+    offset = virtio.PackedDescriptor.OFFSETS["len"]
+    data = bytearray(virtio.PackedDescriptor.SIZE)
+    packed.USED.pack_into(data, offset, 0xA0B0C0D0, 0x1234)
+    assert bytes(data) == virtio.PackedDescriptor(0, 0xA0B0C0D0, 0x1234, 0).build()
+
+
 @pytest.mark.parametrize("size", [1, 2, 128, 32768])
 def test_ring_sizes(size: int) -> None:
     assert virtio.descriptor_table_size(size) == 16 * size
     assert virtio.avail_ring_size(size) == 6 + 2 * size
     assert virtio.used_ring_size(size) == 6 + 8 * size
+    assert virtio.packed_ring_size(size) == 16 * size
