@@ -6,6 +6,7 @@ thread or not. Between them a request is a copy: the guest can change its mind, 
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 from minivmm.devices.virtio_blk.disk import Disk
@@ -21,6 +22,9 @@ from minivmm.spec.virtio_blk import (
 )
 from minivmm.units import MIB
 from minivmm.virtio.queue.queue import Chain
+
+HEADER = struct.Struct("<I4xQ")
+"""RequestHeader without its reserved part: construct would take a quarter of a request's time."""
 
 MOST_BYTES = 32 * MIB
 """Data of one request; Linux asks for 1.25 MiB at once, and for 4 MiB since 6.14."""
@@ -88,10 +92,8 @@ def read_request(chain: Chain) -> Request:
             f" {RequestHeader.SIZE} and 1"
         )
     content = chain.read(RequestHeader.SIZE + MOST_BYTES)
-    header = RequestHeader.parse(content)
-    request = Request(
-        chain, header.type, header.sector, content[RequestHeader.SIZE :], chain.writable - 1
-    )
+    kind, sector = HEADER.unpack_from(content)
+    request = Request(chain, kind, sector, content[RequestHeader.SIZE :], chain.writable - 1)
     if max(chain.readable - RequestHeader.SIZE, request.room) > MOST_BYTES:
         request.status, request.why = Status.IOERR, "more data than a request may have"
     return request

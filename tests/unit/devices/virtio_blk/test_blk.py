@@ -11,6 +11,7 @@ import pytest
 
 from minivmm.devices.virtio_blk import disk as disk_module
 from minivmm.devices.virtio_blk.device import VirtioBlk
+from minivmm.devices.virtio_blk.requests import HEADER
 from minivmm.devices.virtio_blk.spec import VirtioBlkSpec
 from minivmm.spec.virtio import DeviceStatus
 from minivmm.spec.virtio import Feature as RingFeature
@@ -111,6 +112,13 @@ def test_discard_and_write_zeroes_can_be_switched_off(make: Make) -> None:
     assert (config.max_discard_sectors, config.max_write_zeroes_sectors) == (0, 0)
     assert ask(bench, RequestType.DISCARD, 0, segment(0, 8))[0] == Status.UNSUPP
     assert ask(bench, RequestType.WRITE_ZEROES, 0, segment(0, 8))[0] == Status.UNSUPP
+
+
+def test_the_hot_path_reads_headers_as_they_are_declared() -> None:
+    header = RequestHeader(0x01020304, 0xFFFF_FFFF, 0x1122334455667788).build()
+
+    assert HEADER.size == RequestHeader.SIZE
+    assert HEADER.unpack(header) == (0x01020304, 0x1122334455667788)
 
 
 # -- reading and writing ---------------------------------------------------------------------------
