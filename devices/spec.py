@@ -4,8 +4,9 @@ device is in its own package."""
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 from minivmm.errors import UsageError
 from minivmm.virtio.options import VirtioOptions
@@ -30,6 +31,8 @@ class DeviceSpec(VirtioOptions):
 
     prefix: ClassVar[str]
     """What ids begin with that the user did not choose."""
+    paths: ClassVar[tuple[str, ...]] = ()
+    """Options that are paths on the host."""
     modules: ClassVar[tuple[str, ...]] = ()
     """Linux modules that drive it, beside those that every guest loads."""
 
@@ -45,6 +48,19 @@ class DeviceSpec(VirtioOptions):
             super().__post_init__()
         except UsageError as error:
             self.refuse(str(error))
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a word or two."""
+        return self.prefix
+
+    def with_full_paths(self) -> Self:
+        """The same whatever the working directory is."""
+        given = {name: getattr(self, name) for name in self.paths}
+        full: dict[str, Any] = {
+            name: str(Path(path).absolute()) for name, path in given.items() if path
+        }
+        return replace(self, **full)
 
     def check_files(self) -> None:
         """Raises HostError for files of the host that are not fit for the device."""

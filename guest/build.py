@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from minivmm.errors import ImageError
@@ -41,8 +42,12 @@ _PASSWD = "root:x:0:0:root:/:/bin/sh\n"
 _GROUP = "root:x:0:\n"
 
 
-def build_initramfs(kernel_release: str | None, modules: Path | None) -> bytes:
+def build_initramfs(
+    kernel_release: str | None, modules: Path | None, drivers: Iterable[str] = ()
+) -> bytes:
     """An uncompressed initramfs for the kernel whose modules are below `modules`.
+
+    `drivers` are modules that this machine's devices need beside MODULES.
 
     `modules` is a /lib/modules/RELEASE directory; with None, all drivers must be built in.
     `kernel_release` is what `uname -r` will say, if known: modules of another kernel are refused.
@@ -64,7 +69,7 @@ def build_initramfs(kernel_release: str | None, modules: Path | None) -> bytes:
     archive.add_file("/etc/passwd", _PASSWD.encode())
     archive.add_file("/etc/group", _GROUP.encode())
     if modules is not None:
-        _add_modules(archive, ModuleTree(modules), kernel_release)
+        _add_modules(archive, ModuleTree(modules), kernel_release, (*MODULES, *drivers))
     return archive.build()
 
 
@@ -80,10 +85,12 @@ def _add_programs(archive: Archive, busybox: Path) -> None:
     archive.add_file("/bin/agent", _script("agent.sh"), 0o755)
 
 
-def _add_modules(archive: Archive, tree: ModuleTree, kernel_release: str | None) -> None:
+def _add_modules(
+    archive: Archive, tree: ModuleTree, kernel_release: str | None, wanted: tuple[str, ...]
+) -> None:
     """Modules and, for init, the orders to load them in."""
-    early, _ = tree.load_order(MODULES)
-    both, _ = tree.load_order((*MODULES, *POWER_MODULES))
+    early, _ = tree.load_order(wanted)
+    both, _ = tree.load_order((*wanted, *POWER_MODULES))
     late = [module for module in both if module not in early]
     for module in both:
         if kernel_release and module.release != kernel_release:

@@ -49,7 +49,7 @@ set -f      # the command line is words, not file name patterns
 for word in $cmdline; do
     case $word in
     memhp_default_state=*) online=${word#*=} ;;
-    minivmm.shell) shell=yes ;;
+    minivmm.shell=*) shell=${word#*=} ;;
     esac
 done
 set +f
@@ -67,11 +67,22 @@ done
 
 watch_power_button &
 
+# Fails unless console $1 can be opened, soon: a virtio console is set up while we are under way.
+await_console() {
+    for pause in 0.02 0.05 0.1 0.2 0.5 1 2; do
+        (: <"/dev/$1") 2>/dev/null && return
+        sleep "$pause"
+    done
+    echo "minivmm: no console $1: the shell is on ttyS0, try --console ttyS0"
+    return 1
+}
+[ -n "$shell" ] && { await_console "$shell" || shell=ttyS0; }
+
 # busybox init starts what is listed here with fresh signal handlers and in sessions of their own.
 # A shell's own & would have the agent and all its commands ignore Ctrl-C (SIGINT) for good.
 {
     echo "::respawn:/bin/agent"
     # The shell is a child so that its end, however it comes about, powers the machine off.
-    [ -n "$shell" ] && echo "ttyS0::once:/bin/sh -c '/bin/sh; poweroff -f'"
+    [ -n "$shell" ] && echo "$shell::once:/bin/sh -c '/bin/sh; poweroff -f'"
 } >/etc/inittab
 exec /sbin/init

@@ -14,10 +14,18 @@ from minivmm.boot.reset_vector import write_reset_vector
 from minivmm.bus import Bus, Doorbells
 from minivmm.devices.power import KeyboardPort, PowerPorts
 from minivmm.devices.serial import Serial
-from minivmm.devices.virtio_console.device import VirtioConsole
+from minivmm.devices.spec import DeviceSpec
+from minivmm.devices.virtio_balloon.device import VirtioBalloon
+from minivmm.devices.virtio_balloon.spec import VirtioBalloonSpec
+from minivmm.devices.virtio_blk.device import VirtioBlk
+from minivmm.devices.virtio_blk.spec import VirtioBlkSpec
+from minivmm.devices.virtio_console.device import CONSOLE_PORT, VirtioConsole
+from minivmm.devices.virtio_console.terminal import Terminal
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.devices.virtio_mem.view import Surroundings
+from minivmm.devices.virtio_rng.device import VirtioRng
+from minivmm.devices.virtio_rng.spec import VirtioRngSpec
 from minivmm.errors import HostError, UsageError
 from minivmm.guest_image import GuestImage
 from minivmm.irq import InterruptController
@@ -39,7 +47,7 @@ def plan_board(spec: MachineSpec, phys_bits: int) -> AddressMap:
     """Where everything of `spec` lies on a host with `phys_bits` of them. Raises UsageError."""
     requests = [
         RegionRequest(id=d.id, size=d.size, alignment=d.block_size, address=d.memaddr)
-        for d in spec.devices
+        for d in spec.memory_devices
     ]
     guest_bits = spec.phys_bits or phys_bits
     if guest_bits > phys_bits:
@@ -67,7 +75,7 @@ class Board:
         self._cpus = spec.cpus
         self._online = spec.online
         self.numa = spec.topology()
-        self._specs = spec.devices
+        self._specs = spec.memory_devices
         self.memory = GuestMemory()
         self.mmio = Bus("mmio")
         self.pio = Bus("pio")
@@ -80,7 +88,9 @@ class Board:
         self.pci = PciHost(self.mmio, self.pio, address_map, interrupts)
         self.functions: list[VirtioPciFunction] = []
         self.console = VirtioConsole("console0")
+        self.terminal = Terminal(self.console.ports[CONSOLE_PORT])
         self.memory_devices: dict[str, VirtioMem] = {}
+        self.balloon: VirtioBalloon | None = None
 
         def plug_in(device: VirtioDevice) -> None:
             function = VirtioPciFunction(
@@ -99,10 +109,10 @@ class Board:
                 self.memory.add(window.base, Region(window.size), name=name)
             plug_in(self.console)
             for device in spec.devices:
-                self._add_memory_device(device, plug_in)
+                plug_in(self._build(device))
             self.pci.assign_bars()
         except BaseException:
-            self.memory.close()
+            self.close()
             raise
 
     @property
@@ -165,12 +175,26 @@ class Board:
         }
 
     def close(self) -> None:
-        """Give the guest's memory back to the host."""
+        """Give files and the guest's memory back to the host."""
+        for function in self.functions:
+            function.device.close()
         self.memory.close()
 
-    def _add_memory_device(
-        self, spec: VirtioMemSpec, plug_in: Callable[[VirtioDevice], None]
-    ) -> None:
+    def _build(self, spec: DeviceSpec) -> VirtioDevice:
+        """The device that `spec` describes. Raises HostError for what this host does not have."""
+        match spec:
+            case VirtioMemSpec():
+                return self._build_memory_device(spec)
+            case VirtioBalloonSpec():
+                self.balloon = VirtioBalloon(spec)
+                return self.balloon
+            case VirtioBlkSpec():
+                return VirtioBlk(spec)
+            case VirtioRngSpec():
+                return VirtioRng(spec)
+        raise ValueError(f"nothing is built from {type(spec).__name__}")
+
+    def _build_memory_device(self, spec: VirtioMemSpec) -> VirtioMem:
         """Raises HostError for host memory that this host does not have."""
         window = self.address_map.regions[spec.id]
         try:
@@ -180,7 +204,7 @@ class Board:
             raise HostError(f"{spec.id}: {error}") from error
         self.memory_devices[spec.id] = device
         self.mmio.add(window.base, window.size, device.intruders, name=f"{spec.id} (unplugged)")
-        plug_in(device)
+        return device
 
     def _node(self, identifier: str) -> int:
         return next(spec.node for spec in self._specs if spec.id == identifier)

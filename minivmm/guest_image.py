@@ -31,7 +31,7 @@ class GuestImage:
 def resolve(spec: MachineSpec, *, shell: bool) -> GuestImage:
     """Find and read what `spec` names; None means the newest fetched kernel and our initramfs.
 
-    `shell` asks our init for a shell on the console. Raises ImageError, HostError.
+    `shell` asks our init for a shell on `spec.keyboard`. Raises ImageError, HostError.
     """
     kernel = newest() if spec.kernel is None else find(spec.kernel)
     modules = Path(spec.modules) if spec.modules is not None else kernel.modules
@@ -41,11 +41,12 @@ def resolve(spec: MachineSpec, *, shell: bool) -> GuestImage:
             " out like /lib/modules/RELEASE"
         )
     if spec.initrd is None:
-        initrd = build_initramfs(kernel.release, modules)
+        drivers = {name for device in spec.devices for name in device.modules}
+        initrd = build_initramfs(kernel.release, modules, sorted(drivers))
     else:
         initrd = read_image(Path(spec.initrd), "initrd")
     words = [*DEFAULT_OPTIONS, f"memhp_default_state={spec.online}"]
-    words += ["minivmm.shell"] if shell else []
+    words += [f"minivmm.shell={spec.keyboard}"] if shell else []
     return GuestImage(
         kernel=read_image(kernel.image, "kernel"),
         name=str(kernel.image),

@@ -18,7 +18,8 @@ from minivmm.boot.cpuid import guest_cpuid, host_phys_bits
 from minivmm.boot.nodes import Topology
 from minivmm.bus import Action
 from minivmm.console_watch import ConsoleWatch
-from minivmm.devices.spec import qom_path
+from minivmm.device_events import report_sizes
+from minivmm.devices.virtio_balloon.device import VirtioBalloon
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.devices.virtio_mem.view import View, observe
 from minivmm.doorbells import KvmDoorbells
@@ -106,18 +107,19 @@ class Machine:
             console=self._on_console,
         )
         owned.callback(self.board.close)
+        self.board.terminal.on_output = self._console
         self._memslots = Memslots(
             self._vm,
             system.check(Cap.NR_MEMSLOTS),
-            sparse=sum(device.size for device in self.spec.devices),
-            block=max((device.block_size for device in self.spec.devices), default=0),
+            sparse=sum(device.size for device in self.spec.memory_devices),
+            block=max((device.block_size for device in self.spec.memory_devices), default=0),
         )
         self.board.memory.subscribe(self._memslots)
         background = Background(self.loop, self._soon)
         owned.callback(background.close)
-        for device in self.board.memory_devices.values():
-            device.use(background)
-            device.on_size_change = self._size_reporter(device.identifier)
+        for function in self.board.functions:
+            function.device.use(background)
+        report_sizes(self.board, self._emit)
         state = self.board.load(self._image)
         self._vcpus = [self._vm.create_vcpu(index) for index in range(self.spec.cpus)]
         deadline_timer = bool(system.check(Cap.TSC_DEADLINE_TIMER))
@@ -148,6 +150,11 @@ class Machine:
     def memory_devices(self) -> dict[str, VirtioMem]:
         """virtio-mem devices by id."""
         return self.board.memory_devices
+
+    @property
+    def balloon(self) -> VirtioBalloon | None:
+        """The memory balloon, if there is one."""
+        return self.board.balloon
 
     @property
     def memslots(self) -> int:
@@ -319,15 +326,6 @@ class Machine:
         self._emit("SHUTDOWN", {"guest": cause.startswith("guest"), "reason": cause})
         for listener in self.on_end:
             listener(self.outcome)
-
-    def _size_reporter(self, identifier: str) -> Callable[[int], None]:
-        path = qom_path(identifier)
-
-        def report(size: int) -> None:
-            data: dict[str, object] = {"id": identifier, "size": size, "qom-path": path}
-            self._emit("MEMORY_DEVICE_SIZE_CHANGE", data)
-
-        return report
 
     def _emit(self, event: str, data: dict[str, object] | None = None) -> None:
         for listener in tuple(self.on_event):

@@ -11,7 +11,11 @@ from typing import Any
 
 from minivmm.boot.nodes import Topology
 from minivmm.boot.numa import NumaEntry, numa_from_json, numa_to_json, resolve
+from minivmm.devices.spec import DeviceSpec
+from minivmm.devices.virtio_balloon.spec import VirtioBalloonSpec
+from minivmm.devices.virtio_blk.spec import VirtioBlkSpec
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
+from minivmm.devices.virtio_rng.spec import VirtioRngSpec
 from minivmm.errors import UsageError
 from minivmm.options import (
     choice_option,
@@ -26,11 +30,18 @@ from minivmm.options import (
 )
 from minivmm.units import MIB
 
-DEVICE_TYPES: dict[str, type[VirtioMemSpec]] = {"virtio-mem-pci": VirtioMemSpec}
+DEVICE_TYPES: dict[str, type[DeviceSpec]] = {
+    "virtio-mem-pci": VirtioMemSpec,
+    "virtio-balloon-pci": VirtioBalloonSpec,
+    "virtio-blk-pci": VirtioBlkSpec,
+    "virtio-rng-pci": VirtioRngSpec,
+}
 """Command-line name -> the spec it is parsed into."""
 
 ONLINE_POLICIES = ("offline", "online", "online_kernel", "online_movable")
 """Values of memhp_default_state= (Linux mm/memory_hotplug.c)."""
+
+CONSOLES = ("hvc0", "ttyS0")
 
 LEAST_BITS, MOST_BITS = 36, 52
 """Widths of physical addresses that x86-64 processors have."""
@@ -55,8 +66,14 @@ class MachineSpec:
     online: str = choice_option(
         "how the guest onlines plugged memory", ONLINE_POLICIES, default="online_movable"
     )
+    console: str | None = choice_option(
+        "where the shell is and keys go: hvc0 is fast, ttyS0 needs no driver (automatic: hvc0, but"
+        " ttyS0 with an initrd of one's own); what both print is shown",
+        CONSOLES,
+        default=None,
+    )
     append: tuple[str, ...] = ()
-    devices: tuple[VirtioMemSpec, ...] = ()
+    devices: tuple[DeviceSpec, ...] = ()
     numa: tuple[NumaEntry, ...] = ()
 
     def __post_init__(self) -> None:
@@ -71,22 +88,37 @@ class MachineSpec:
             if device.id in seen:
                 raise UsageError(f"two devices have id {device.id!r}: give each its own id=")
             seen.add(device.id)
+        balloons = [one.id for one in self.devices if isinstance(one, VirtioBalloonSpec)]
+        if len(balloons) > 1:
+            raise UsageError(
+                f"{' and '.join(balloons)} are balloons: give a machine one virtio-balloon-pci"
+            )
         self.topology()  # complains
+
+    @property
+    def keyboard(self) -> str:
+        """The console, of CONSOLES, that keys go to."""
+        return self.console or ("ttyS0" if self.initrd else "hvc0")
+
+    @property
+    def memory_devices(self) -> tuple[VirtioMemSpec, ...]:
+        """Its virtio-mem devices."""
+        return tuple(one for one in self.devices if isinstance(one, VirtioMemSpec))
 
     def topology(self) -> Topology:
         """Its NUMA nodes. Raises UsageError for a `numa` that does not fit the rest."""
-        devices = {device.id: device.node for device in self.devices}
+        devices = {device.id: device.node for device in self.memory_devices}
         return resolve(self.numa, cpus=self.cpus, memory=self.memory, devices=devices)
 
 
-def parse_device(text: str, taken: tuple[str, ...] = ()) -> VirtioMemSpec:
+def parse_device(text: str, taken: tuple[str, ...] = ()) -> DeviceSpec:
     """The spec named by `virtio-mem-pci,key=value,...`; without id= it becomes vmem0, vmem1, ...
 
     `taken` are the ids in use. Raises UsageError for unknown devices and properties.
     """
     name, values = parse_pairs(text)
     if "id" not in values:
-        free = (f"vmem{n}" for n in range(len(taken) + 1))
+        free = (f"{_kind(name).prefix}{n}" for n in range(len(taken) + 1))
         values["id"] = next(identifier for identifier in free if identifier not in taken)
     return _device(name, values)
 
@@ -123,11 +155,15 @@ def spec_from_json(data: Mapping[str, Any]) -> MachineSpec:
     )
 
 
-def _device(name: str, values: Mapping[str, object]) -> VirtioMemSpec:
+def _kind(name: str) -> type[DeviceSpec]:
     if name not in DEVICE_TYPES:
         raise UsageError(unknown("device", name, list(DEVICE_TYPES)))
-    return from_mapping(DEVICE_TYPES[name], values, what=name)
+    return DEVICE_TYPES[name]
 
 
-def _driver(device: VirtioMemSpec) -> str:
+def _device(name: str, values: Mapping[str, object]) -> DeviceSpec:
+    return from_mapping(_kind(name), values, what=name)
+
+
+def _driver(device: DeviceSpec) -> str:
     return next(name for name, kind in DEVICE_TYPES.items() if type(device) is kind)

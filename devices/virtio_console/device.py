@@ -20,8 +20,15 @@ from minivmm.spec.virtio_console import (
 from minivmm.virtio.device import DeviceTraits, VirtioDevice
 from minivmm.virtio.queue.queue import VirtQueue
 
-PORT_NAMES = ("minivmm.control", *(f"minivmm.stream.{number}" for number in range(1, 10)))
+CONSOLE_PORT, CONTROL_PORT = 0, 1
+PORT_NAMES = (
+    "minivmm.console",
+    "minivmm.control",
+    *(f"minivmm.stream.{number}" for number in range(2, 11)),
+)
 """Names of the ports, as the guest sees them in /sys/class/virtio-ports/*/name.
+
+Port 0 is the one that drivers without MULTIPORT know; Linux calls it hvc0.
 
 Three commands with input at once, or four without; two queues a port cost a driver 42 exits.
 """
@@ -33,7 +40,7 @@ _CONFIG = ConsoleConfig(max_nr_ports=len(PORT_NAMES)).build()
 
 
 class VirtioConsole(VirtioDevice):
-    """Ports between host and guest; only drivers that take MULTIPORT are accepted."""
+    """Ports between host and guest; of those, port 0 is a console."""
 
     traits = DeviceTraits(
         device_id=DEVICE_ID,
@@ -46,6 +53,7 @@ class VirtioConsole(VirtioDevice):
 
     def __init__(self, identifier: str = "console0") -> None:
         super().__init__(identifier)
+        self._multiport = False
         self.ports = tuple(self._make_port(number) for number in range(len(PORT_NAMES)))
         # Messages that wait for a buffer. Keyed, so that a driver which asks again and again but
         # never supplies buffers cannot make it grow.
@@ -57,11 +65,14 @@ class VirtioConsole(VirtioDevice):
         return 1 << Feature.MULTIPORT
 
     def accept_features(self, features: int) -> bool:
-        """Refuses drivers without MULTIPORT: port 0 is not a console that they could use."""
-        if not features >> Feature.MULTIPORT & 1:
-            self.signals.trace("refused", why="driver lacks MULTIPORT")
-            return False
+        """A driver without MULTIPORT has the console and nothing else."""
+        self._multiport = bool(features >> Feature.MULTIPORT & 1)
         return super().accept_features(features)
+
+    def start(self, queues: tuple[VirtQueue | None, ...]) -> None:
+        """Without MULTIPORT the console is open from now on, as nobody would say so."""
+        if not self._multiport:
+            self.ports[CONSOLE_PORT].set_guest_open(True)
 
     def config_space(self) -> bytes:
         """max_nr_ports; sizes and emergency write belong to features that are not offered."""
@@ -69,6 +80,8 @@ class VirtioConsole(VirtioDevice):
 
     def handle_queue(self, index: int, queue: VirtQueue) -> None:
         """Data or control messages in either direction. Raises DeviceBroken for bad rings."""
+        if not self._multiport and index >= CONTROL_RECEIVE_QUEUE:
+            return
         if index == CONTROL_TRANSMIT_QUEUE:
             wanted = self._handle_messages(queue)
         elif index == CONTROL_RECEIVE_QUEUE:
@@ -159,6 +172,8 @@ class VirtioConsole(VirtioDevice):
             return
         self._ready.add(number)
         self._post(number, Event.PORT_NAME, 1)
+        if number == CONSOLE_PORT:
+            self._post(number, Event.CONSOLE_PORT, 1)
         self._post(number, Event.PORT_OPEN, int(self.ports[number].host_open))
 
     def _post(self, number: int, event: Event, value: int) -> None:

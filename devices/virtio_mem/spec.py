@@ -34,6 +34,7 @@ class VirtioMemSpec(DeviceSpec):
     """A virtio-mem device; sizes in bytes. Raises UsageError when constructed from nonsense."""
 
     prefix: ClassVar[str] = "vmem"
+    paths: ClassVar[tuple[str, ...]] = ("path",)
 
     id: str = option("name of the device", default="vmem0")
     size: int = size_option("most memory that the guest can have from it")
@@ -86,6 +87,11 @@ class VirtioMemSpec(DeviceSpec):
         self._check_sizes()
         if self.node >= MAX_NODES:
             self.refuse(f"node {self.node} is more than Linux knows: use 0 to {MAX_NODES - 1}")
+
+    @property
+    def summary(self) -> str:
+        """The size."""
+        return format_size(self.size)
 
     @property
     def populates(self) -> bool:

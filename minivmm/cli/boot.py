@@ -22,7 +22,6 @@ from minivmm.machine_spec import (
 )
 from minivmm.options import describe, from_mapping, to_mapping
 from minivmm.runtime import config_file
-from minivmm.units import format_size
 
 _SPEC_OPTIONS = (
     "name",
@@ -33,6 +32,7 @@ _SPEC_OPTIONS = (
     "modules",
     "initrd",
     "online",
+    "console",
 )
 """Command-line options that are options of MachineSpec."""
 
@@ -93,6 +93,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="add a virtio-mem device: size=4G,...",
     )
     add(
+        "--drive",
+        dest="devices",
+        metavar="KEYS",
+        action="append",
+        type=_short_drive,
+        help="add a disk, a virtio-blk device: file=disk.img,readonly=on,...",
+    )
+    add(
         "--numa",
         metavar="ENTRY",
         action="append",
@@ -104,6 +112,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="POLICY",
         help=f"how the guest onlines memory: {', '.join(ONLINE_POLICIES)}"
         f" (default: {MachineSpec.online})",
+    )
+    add(
+        "--console",
+        metavar="NAME",
+        help="where the shell is, and keys go: hvc0 or ttyS0 (default: hvc0, ttyS0 with -i)",
     )
     add("--config", metavar="FILE", help="machine as --dry-run --json prints it; options win")
     running = parser.add_argument_group("running")
@@ -199,7 +212,7 @@ def show(spec: MachineSpec, *, as_json: bool) -> None:
         print(f"{name + ':':10}{default if value is None else info.show(value)}")
     print(f"{'append:':10}{' '.join(spec.append)}".rstrip())
     for device in spec.devices:
-        print(f"{'device:':10}{device.id}, {format_size(device.size)}")
+        print(f"{'device:':10}{device.id}, {device.summary}")
     for entry in spec.numa:
         print(f"{'numa:':10}{numa_text(entry)}")
 
@@ -223,6 +236,10 @@ def device_help(devices: list[str]) -> str | None:
 
 def _short_device(text: str) -> str:
     return f"virtio-mem-pci,{text}"
+
+
+def _short_drive(text: str) -> str:
+    return f"virtio-blk-pci,{text}"
 
 
 def _in_lab(accel: str, *, quiet: bool) -> bool:
@@ -261,4 +278,6 @@ def _with_full_paths(spec: MachineSpec) -> MachineSpec:
     changes = {key: str(Path(value).absolute()) for key in _PATHS if (value := getattr(spec, key))}
     if spec.kernel is not None and ("/" in spec.kernel or Path(spec.kernel).is_file()):
         changes["kernel"] = str(Path(spec.kernel).absolute())
-    return spec_from_json(spec_to_json(spec) | changes)
+    devices = tuple(device.with_full_paths() for device in spec.devices)
+    changed = spec_from_json(spec_to_json(spec) | changes)
+    return dataclasses.replace(changed, devices=devices)

@@ -1,17 +1,27 @@
-"""Keys and piped input on their way to the guest's serial console. What escapes do is given."""
+"""Keys and piped input on their way to the guest's console. What escapes do is given."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 from minivmm.cli.signals import ignore_in_this_thread
 from minivmm.cli.terminal import Escapes
-from minivmm.devices.serial import Serial
 from minivmm.loop import EventLoop
 
 _READ_SIZE = 4096
+
+
+class Console(Protocol):
+    """The guest's end: a serial port, or a port of the virtio console."""
+
+    on_space: Callable[[], None]
+    """Called when a `receive` that took less than it was offered may be repeated."""
+
+    def receive(self, data: bytes) -> int:
+        """Take the start of `data`; how many bytes."""
 
 
 class ConsoleInput:
@@ -24,19 +34,19 @@ class ConsoleInput:
     def __init__(
         self,
         fd: int,
-        serial: Serial,
+        console: Console,
         loop: EventLoop,
         on_escape: Callable[[str], None] | None,
     ) -> None:
         self._fd = fd
-        self._serial = serial
+        self._console = console
         self._loop = loop
         self._on_escape = on_escape
         self._escapes = Escapes()
         self._pending = b""
         self._room = threading.Event()
         self._room.set()
-        serial.on_space = lambda: loop.call_soon(self._pump)
+        console.on_space = lambda: loop.call_soon(self._pump)
 
     def start(self) -> None:
         """Begin reading; the thread dies with the process, as it may wait for a key forever."""
@@ -65,8 +75,8 @@ class ConsoleInput:
         self._pump()
 
     def _pump(self) -> None:
-        """Give the serial port what it takes; read on once it has all."""
-        self._pending = self._pending[self._serial.receive(self._pending) :]
+        """Give the console what it takes; read on once it has all."""
+        self._pending = self._pending[self._console.receive(self._pending) :]
         if not self._pending:
             self._room.set()
 

@@ -103,6 +103,8 @@ def _boot(spec: MachineSpec, options: BootOptions) -> int:
     else:
         find(spec.kernel)
     plan_board(spec, MOST_PHYSICAL_BITS)
+    for device in spec.devices:
+        device.check_files()
     with HeldSignals() as signals:
         directory = runtime.claim(spec.name or runtime.free_name())
         try:
@@ -168,7 +170,7 @@ def _memory(spec: MachineSpec) -> int:
     It is only taken as it is used.
     """
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    wanted = OVERHEAD + spec.memory + sum(device.size for device in spec.devices)
+    wanted = OVERHEAD + spec.memory + sum(device.size for device in spec.memory_devices)
     return max(DEFAULT_MEMORY, min(wanted, host // GIB * GIB))
 
 

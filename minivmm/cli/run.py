@@ -275,7 +275,9 @@ class _Run:
             self._notice("escape: Ctrl-A h")
             self._terminal.__enter__()
             on_escape = self._on_escape
-        ConsoleInput(STDIN, self._machine.board.serial, self._loop, on_escape).start()
+        board = self._machine.board
+        console = board.terminal if self._spec.keyboard == "hvc0" else board.serial
+        ConsoleInput(STDIN, console, self._loop, on_escape).start()
 
     def _on_escape(self, letter: str) -> None:
         if letter == "x":

@@ -1,6 +1,6 @@
 """The host's end of the guest agent: readiness, and commands run over the console device's ports.
 
-Protocol: port 0 carries text lines, every command gets two or three of the other ports. Which
+Protocol: a port carries text lines, every command gets two or three of the stream ports. Which
 bytes a client on the host sends or sees is exec_server's matter.
 
     guest -> host    ready RELEASE | here RELEASE | exit ID STATUS | failed ID REASON
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from minivmm.control import quoting
 from minivmm.control.agent_session import Callbacks, Session
-from minivmm.devices.virtio_console.device import VirtioConsole
+from minivmm.devices.virtio_console.device import CONTROL_PORT, VirtioConsole
 from minivmm.devices.virtio_console.port import Port
 from minivmm.errors import GuestFailure
 from minivmm.trace import Trace
@@ -40,7 +40,8 @@ class GuestAgent:
         self.kernel_release: str | None = None
         self.on_ready: list[Callable[[], None]] = []
         self._trace = trace
-        self._control, *self._streams = console.ports
+        self._control = console.ports[CONTROL_PORT]
+        self._streams = console.ports[CONTROL_PORT + 1 :]
         self._line = bytearray()
         self._waiting: deque[Session] = deque()
         self._running: dict[int, Session] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-THROTTLED = {"MEMORY_DEVICE_SIZE_CHANGE": 1.0}
+THROTTLED = {"MEMORY_DEVICE_SIZE_CHANGE": 1.0, "BALLOON_CHANGE": 1.0}
 """Event name -> least seconds between two of the same device."""
 
 Send = Callable[[dict[str, object]], None]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from minivmm.boot.nodes import Topology
+from minivmm.devices.virtio_balloon.device import VirtioBalloon
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.devices.virtio_mem.view import View
 from minivmm.machine import EventListener
@@ -54,6 +55,10 @@ class ControlledMachine(Protocol):
     @property
     def memory_devices(self) -> Mapping[str, VirtioMem]:
         """virtio-mem devices by id."""
+
+    @property
+    def balloon(self) -> VirtioBalloon | None:
+        """The memory balloon."""
 
     def view(self, identifier: str) -> View:
         """Memory device `identifier` as it is now, for a diagnosis."""

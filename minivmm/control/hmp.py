@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minivmm.control import commands, qom
+from minivmm.control import balloon, commands, qom
 from minivmm.control.face import Context
 from minivmm.errors import MinivmmError, UsageError
 from minivmm.units import MIB, parse_size
@@ -60,6 +60,17 @@ def _info_version(context: Context) -> list[str]:
     numbers = commands.QEMU_VERSION
     package = commands.version()["package"]
     return [f"{numbers['major']}.{numbers['minor']}.{numbers['micro']} ({package})"]
+
+
+def _info_balloon(context: Context) -> list[str]:
+    return [f"balloon: actual={balloon.query_balloon(context)['actual'] // MIB}"]
+
+
+def _balloon(context: Context, target: str) -> list[str]:
+    """As QEMU's monitor reads it: a number without a unit is in MiB."""
+    size = int(target) * MIB if target.isdecimal() else parse_size(target)
+    balloon.set_balloon(context, size)
+    return []
 
 
 def _info_memory_devices(context: Context) -> list[str]:
@@ -127,6 +138,8 @@ def _qmp(name: str) -> Callable[[Context], list[str]]:
 _TABLE: dict[str, tuple[tuple[str, ...], Callable[..., list[str]]]] = {
     "help": ((), _help),
     "info": ((), _info),
+    "balloon": (("target",), _balloon),
+    "info balloon": ((), _info_balloon),
     "info memory-devices": ((), _info_memory_devices),
     "info memory_size_summary": ((), _info_memory_size_summary),
     "info name": ((), _info_name),

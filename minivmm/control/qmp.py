@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from minivmm.control import (
+    balloon,  # noqa: F401 - adds its commands
     hmp,  # noqa: F401 - adds human-monitor-command to the table
     memory_commands,  # noqa: F401 - adds its commands
 )

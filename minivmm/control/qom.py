@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 from minivmm.control.face import ControlledMachine
 from minivmm.devices.spec import qom_path
+from minivmm.devices.virtio_balloon.device import VirtioBalloon
+from minivmm.devices.virtio_balloon.spec import MOST_SECONDS
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.errors import Refused
 
@@ -78,6 +80,9 @@ def _tree(machine: ControlledMachine) -> dict[str, Node]:
     for device in machine.memory_devices.values():
         tree[qom_path(device.identifier)] = Node("virtio-mem-pci", _virtio_mem(device))
         tree[memory_path(device)] = Node("memory-backend-ram", _memory(device))
+    if machine.balloon is not None:
+        path = qom_path(machine.balloon.identifier)
+        tree[path] = Node("virtio-balloon-pci", _virtio_balloon(machine.balloon))
     return tree
 
 
@@ -124,6 +129,27 @@ def _virtio_mem(device: VirtioMem) -> dict[str, Property]:
         "unplugged-inaccessible": _fixed(
             "OnOffAuto", "unplugged-inaccessible", lambda: device.spec.unplugged_inaccessible
         ),
+    }
+
+
+def _virtio_balloon(device: VirtioBalloon) -> dict[str, Property]:
+    """Properties of a balloon, under QEMU's names (hw/virtio/virtio-balloon.c)."""
+    statistics = device.statistics
+
+    def set_interval(value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise Refused("Invalid parameter type for 'guest-stats-polling-interval'")
+        if value < 0:
+            raise Refused("timer value must be greater than zero")
+        if value > MOST_SECONDS:
+            raise Refused("timer value is too big")
+        statistics.poll_every(value)
+
+    return {
+        "guest-stats": _read_only(
+            "guest statistics", statistics.to_json, "virtio-balloon.guest-stats"
+        ),
+        "guest-stats-polling-interval": Property("int", lambda: statistics.interval, set_interval),
     }
 
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from minivmm.errors import GuestAddressError
-from minivmm.memory.region import Region
+from minivmm.memory.region import PAGE_SIZE, Region
 from minivmm.spec.record import R, Record
+from minivmm.units import align_down, align_up
 
 
 class Occupancy(Protocol):
@@ -162,6 +163,25 @@ class GuestMemory:
         for view in views:
             view[:] = data[done : done + len(view)]
             done += len(view)
+
+    def discard(self, gpa: int, length: int) -> int:
+        """Give [`gpa`, `gpa` + `length`) (bytes) of one region back to the host; bytes that were.
+
+        What is RAM stays so, and reads as zeroes. Regions of huge pages are left as they are: the
+        guest could not be given those back for sure. Raises GuestAddressError, and does nothing,
+        unless all of it is RAM and plugged; OSError if the host refuses.
+        """
+        slot = self._find(gpa)
+        if slot is None or length < 0 or gpa + length > slot.end:
+            raise GuestAddressError(gpa, length, "not in guest RAM")
+        first = align_up(gpa - slot.gpa, PAGE_SIZE)
+        last = align_down(gpa + length - slot.gpa, PAGE_SIZE)
+        if slot.occupancy and not slot.occupancy.covers(gpa - slot.gpa, length):
+            raise GuestAddressError(gpa, length, f"unplugged memory of {slot.name}")
+        if last <= first or slot.region.backing.page_size > PAGE_SIZE:
+            return 0
+        slot.region.discard(first, last - first)
+        return last - first
 
     def load(self, gpa: int, kind: type[R]) -> R:
         """The record of type `kind` at `gpa`. Raises GuestAddressError."""

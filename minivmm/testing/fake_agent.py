@@ -13,6 +13,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 
+from minivmm.devices.virtio_console.device import CONTROL_PORT
 from minivmm.testing.console_guest import ConsoleGuest
 
 _OCTAL = re.compile(rb"\\0([0-7]{3})")
@@ -34,8 +35,8 @@ class FakeAgent:
 
     def start(self) -> None:
         """Open the control port, say `ready`, and serve in a thread."""
-        self._guest.open(0)
-        self._guest.write(0, f"ready {self._release}\n".encode())
+        self._guest.open(CONTROL_PORT)
+        self._guest.write(CONTROL_PORT, f"ready {self._release}\n".encode())
         self._spawn(self._serve)
 
     def stop(self) -> None:
@@ -60,7 +61,7 @@ class FakeAgent:
 
     def _serve(self) -> None:
         buffered = b""
-        while data := self._guest.read(0):
+        while data := self._guest.read(CONTROL_PORT):
             *lines, buffered = (buffered + data).split(b"\n")
             for line in lines:
                 self._handle_line(line.decode("ascii"))
@@ -90,7 +91,7 @@ class FakeAgent:
                 self._guest.open(source)
                 self._guest.write(source, b".")
             status = self._run(number, script, source, output, errors)
-            self._guest.write(0, f"exit {number} {status}\n".encode())
+            self._guest.write(CONTROL_PORT, f"exit {number} {status}\n".encode())
         except OSError:
             return  # reset or stopped: nobody listens any more
         finally:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from minivmm.boot.nodes import Node, Topology
 from minivmm.devices.spec import qom_path
+from minivmm.devices.virtio_balloon.device import VirtioBalloon
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.devices.virtio_mem.view import Surroundings, View, observe
@@ -68,6 +69,7 @@ class FakeMachine:
         )
         """What its devices are surrounded by; by default a driver that is up."""
         memory = GuestMemory()
+        self.balloon: VirtioBalloon | None = None
         self.memory_devices: dict[str, VirtioMem] = {}
         for index, spec in enumerate(devices):
             window = Window(FIRST_REGION + index * REGION_STRIDE, spec.size)

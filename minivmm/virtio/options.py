@@ -18,8 +18,8 @@ from minivmm.units import is_power_of_two, powers_of_two_around
 class VirtioOptions:
     """Device specs inherit this. Raises UsageError for what no device may offer.
 
-    The defaults are QEMU's. They cost a Linux guest and us the least: a packed ring takes as long,
-    and each of the other switches that are off only makes drivers write or check more.
+    The defaults are QEMU's. A packed ring takes us as long as a split one (scripts/bench queue),
+    and what is off beside it only makes drivers write or check more.
     """
 
     queue_size: int | None = number_option(

@@ -17,6 +17,7 @@ from minivmm.options import (
     size_option,
     switch_option,
     to_mapping,
+    to_pairs,
 )
 
 
@@ -101,3 +102,27 @@ def test_help_rows_show_defaults() -> None:
         "cpus": "none",
         "mode": "auto",
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    event_idx: bool = switch_option("events", default=True, name="event_idx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inheriting(Shared):
+    id: str = option("name")
+    block_size: int = size_option("size of a block", default=None)
+
+
+def test_inherited_options_come_last_and_may_have_names_of_their_own() -> None:
+    assert [name for name, _, _ in describe(Inheriting)] == ["id", "block-size", "event_idx"]
+    head, pairs = parse_pairs("inheriting,id=x,event_idx=off")
+    assert from_mapping(Inheriting, pairs, what=head) == Inheriting(id="x", event_idx=False)
+
+
+def test_pairs_are_read_back_as_they_were_written() -> None:
+    made = Inheriting(id="a,b", block_size=4096, event_idx=False)
+    assert to_pairs(made) == "id=a,,b,block-size=4096,event_idx=off"
+    head, pairs = parse_pairs(f"inheriting,{to_pairs(made)}")
+    assert from_mapping(Inheriting, pairs, what=head) == made

@@ -26,7 +26,7 @@ from minivmm.spec.platform import SERIAL_PORT, SLEEP_CONTROL_PORT, SLEEP_TYPE_S5
 from minivmm.testing.fake_kvm import FakeSystem, FakeVcpu, FakeVm
 from minivmm.units import GIB
 
-SPEC = MachineSpec(name="vm1", memory=64 << 20, devices=(VirtioMemSpec(size=GIB),))
+SPEC = MachineSpec(name="vm1", console="ttyS0", memory=64 << 20, devices=(VirtioMemSpec(size=GIB),))
 POWER_OFF = bytes([SLEEP_TYPE_S5 << 2 | 0x20])
 
 Script = Callable[[FakeVcpu], None]

@@ -10,7 +10,7 @@ import pytest
 
 from minivmm.control.agent import GuestAgent
 from minivmm.control.agent_session import Callbacks, Session
-from minivmm.devices.virtio_console.device import VirtioConsole
+from minivmm.devices.virtio_console.device import CONTROL_PORT, VirtioConsole
 from minivmm.errors import GuestFailure, MinivmmError, UsageError
 from minivmm.testing.console_guest import PAGE, ConsoleGuest
 from minivmm.testing.fake_agent import decode_script
@@ -53,19 +53,19 @@ class Rig:
 
     def boot(self) -> None:
         self.guest.probe()
-        self.guest.open(0)
+        self.guest.open(CONTROL_PORT)
         self.say("ready 6.12.0")
 
     def say(self, line: str) -> None:
-        self.guest.write(0, line.encode() + b"\n")
+        self.guest.write(CONTROL_PORT, line.encode() + b"\n")
 
     def hear(self) -> list[str]:
         """The next line from the host, in words."""
-        return self.guest.read(0, PAGE).decode().rstrip("\n").split(" ")
+        return self.guest.read(CONTROL_PORT, PAGE).decode().rstrip("\n").split(" ")
 
     def heard(self) -> bool:
         """Whether there is one."""
-        return bool(self.guest.ports[0].unread)
+        return bool(self.guest.ports[CONTROL_PORT].unread)
 
     def run(self, *argv: str, stdin: bool = False) -> tuple[Session, Owner]:
         owner = Owner()
@@ -260,7 +260,7 @@ def test_sessions_end_when_the_agent_goes(rig: Rig, event: str) -> None:
     if event == "device reset":
         rig.guest.reset()
     elif event == "agent died":
-        rig.guest.close(0)
+        rig.guest.close(CONTROL_PORT)
     else:
         rig.say("ready 6.12.0")
 
@@ -274,7 +274,7 @@ def test_agent_works_again_after_a_reset_of_its_driver(rig: Rig, greeting: str) 
     rig.run(stdin=True)
     rig.guest.reset()
     rig.guest.probe()
-    rig.guest.open(0)
+    rig.guest.open(CONTROL_PORT)
     assert rig.hear() == ["hello"]
     rig.say(f"{greeting} 6.12.0")
 
@@ -338,7 +338,7 @@ def test_lines_may_arrive_in_pieces(rig: Rig) -> None:
     number = rig.hear()[1]
 
     for piece in (b"ex", f"it {number}".encode(), b" 5\n"):
-        rig.guest.write(0, piece)
+        rig.guest.write(CONTROL_PORT, piece)
 
     assert owner.end == [5]
 

@@ -238,7 +238,7 @@ def test_client_that_disconnects_kills_its_command(vm: Vm) -> None:
 def test_client_that_disconnects_with_blocked_output_kills_its_command(vm: Vm) -> None:
     with connect(vm, "yes") as client:
         receive(client, Kind.STDOUT)
-        assert eventually(lambda: vm.console.ports[1].throttled), "back-pressure reaches the guest"
+        assert eventually(lambda: vm.console.ports[2].throttled), "back-pressure reaches the guest"
 
     assert eventually(lambda: not vm.fake.running)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from minivmm import guest_image
+from minivmm.devices.virtio_blk.spec import VirtioBlkSpec
+from minivmm.devices.virtio_rng.spec import VirtioRngSpec
 from minivmm.errors import HostError, ImageError, MinivmmError
 from minivmm.guest_image import resolve
 from minivmm.machine_spec import MachineSpec
@@ -17,7 +20,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache; our own initramfs is only a note of what it was made for."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        guest_image, "build_initramfs", lambda release, modules: f"{release} {modules}".encode()
+        guest_image,
+        "build_initramfs",
+        lambda release, modules, drivers: " ".join([release, str(modules), *drivers]).encode(),
     )
     return tmp_path / "cache" / "minivmm" / "kernels"
 
@@ -54,6 +59,15 @@ def test_the_newest_fetched_kernel_is_the_default(cache: Path) -> None:
     assert image.initrd == f"6.12.1-cloud {newest / 'modules'}".encode()
 
 
+def test_drivers_of_the_devices_and_no_others_are_put_into_the_initramfs(cache: Path) -> None:
+    modules = fetch(cache, "6.12.1-cloud") / "modules"
+    devices = (VirtioRngSpec(), VirtioBlkSpec(file="d"), VirtioBlkSpec(id="two", file="e"))
+
+    image = resolve(MachineSpec(devices=devices), shell=False)
+
+    assert image.initrd == f"6.12.1-cloud {modules} virtio_blk virtio_rng".encode()
+
+
 def test_a_kernel_by_version(cache: Path) -> None:
     fetch(cache, "6.1.0-cloud")
     fetch(cache, "6.12.1-cloud")
@@ -77,8 +91,10 @@ def test_the_command_line_ends_with_the_users_words(kernel: Path) -> None:
 
     assert words[-2:] == ["loglevel=7", "x=y"]
     assert {"console=ttyS0", "panic=-1", "memhp_default_state=online_kernel"} <= set(words)
-    assert "minivmm.shell" not in words
-    assert "minivmm.shell" in resolve(spec, shell=True).cmdline.split()
+    assert not any(word.startswith("minivmm.shell") for word in words)
+    assert "minivmm.shell=hvc0" in resolve(spec, shell=True).cmdline.split()
+    serial = replace(spec, console="ttyS0")
+    assert "minivmm.shell=ttyS0" in resolve(serial, shell=True).cmdline.split()
 
 
 def test_no_kernel_at_all() -> None:

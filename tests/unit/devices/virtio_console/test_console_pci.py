@@ -6,7 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from minivmm.devices.virtio_console.device import PORT_NAMES, QUEUE_SIZE, VirtioConsole
+from minivmm.devices.virtio_console.device import (
+    CONSOLE_PORT,
+    PORT_NAMES,
+    QUEUE_SIZE,
+    VirtioConsole,
+)
 from minivmm.spec.virtio import DeviceStatus, Feature
 from minivmm.spec.virtio_console import (
     CONTROL_RECEIVE_QUEUE,
@@ -68,14 +73,35 @@ def test_identity_and_configuration(bench: Bench) -> None:
     b.driver.start()
 
     assert b.driver.read_pci(0, 4) == 0x1043_1AF4
-    assert b.driver.read_config(ConsoleConfig.SIZE) == ConsoleConfig(max_nr_ports=10).build()
+    assert b.driver.read_config(ConsoleConfig.SIZE) == ConsoleConfig(max_nr_ports=11).build()
 
 
-def test_without_multiport_features_ok_stays_clear(bench: Bench) -> None:
+def test_without_multiport_there_is_a_console_and_nothing_else(bench: Bench) -> None:
+    console, b = bench
+    got: list[bytes] = []
+    console.ports[CONSOLE_PORT].on_data = got.append
+    b.driver.start(Feature.VERSION_1.mask)
+
+    fill(b.driver, receive_queue(CONSOLE_PORT), 2)
+    console.ports[CONSOLE_PORT].send(b"keys")
+    received = b.driver.queues[receive_queue(CONSOLE_PORT)].collect()
+    b.driver.submit(transmit_queue(CONSOLE_PORT), b"text")
+    ignored = b.driver.submit(CONTROL_TRANSMIT_QUEUE, ControlMessage(0, Event.PORT_READY).build())
+
+    assert [used.data for used in received] == [b"keys"]
+    assert got == [b"text"]
+    assert ignored == []
+
+
+def test_port_0_is_a_console(bench: Bench) -> None:
     _, b = bench
-    b.driver.probe()
+    start(b.driver)
+    hear(b.driver)
 
-    assert not b.driver.negotiate(Feature.VERSION_1.mask)
+    say(b.driver, CONSOLE_PORT, Event.PORT_READY)
+    told = [(m.id, m.event, m.value) for m, _ in hear(b.driver)]
+
+    assert (CONSOLE_PORT, Event.CONSOLE_PORT, 1) in told
 
 
 def test_ports_are_added_then_named_and_opened(bench: Bench) -> None:
@@ -86,7 +112,7 @@ def test_ports_are_added_then_named_and_opened(bench: Bench) -> None:
     say(b.driver, 4, Event.PORT_READY)
     told = [(m.id, m.event, m.value, rest) for m, rest in hear(b.driver)]
 
-    assert added == [(number, Event.PORT_ADD) for number in range(10)]
+    assert added == [(number, Event.PORT_ADD) for number in range(11)]
     assert told == [
         (4, Event.PORT_NAME, 1, PORT_NAMES[4].encode()),
         (4, Event.PORT_OPEN, 1, b""),

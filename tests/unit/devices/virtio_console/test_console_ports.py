@@ -51,14 +51,8 @@ def test_queue_numbers_follow_the_specification() -> None:
 def test_configuration_tells_the_number_of_ports(console: VirtioConsole) -> None:
     config = ConsoleConfig.parse(console.config_space())
 
-    assert config == ConsoleConfig(max_nr_ports=10)
-    assert len(console.traits.queue_sizes) == 22
-
-
-def test_driver_without_multiport_is_refused(console: VirtioConsole) -> None:
-    ConsoleGuest(console, threading.RLock())
-
-    assert not console.accept_features(1 << 32)
+    assert config == ConsoleConfig(max_nr_ports=11)
+    assert len(console.traits.queue_sizes) == 24
 
 
 def test_guest_data_reaches_the_owner(console: VirtioConsole, guest: ConsoleGuest) -> None:
