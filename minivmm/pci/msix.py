@@ -75,6 +75,14 @@ class Msix:
                 self._pending &= ~(1 << vector)
                 self._send(vector)
 
+    def is_due(self, vector: int) -> bool:
+        """Is the message of `vector` pending?"""
+        return bool(self._pending >> vector & 1)
+
+    def forget(self, vector: int) -> None:
+        """Drop the message of `vector`: nothing is mapped to it any more."""
+        self._pending &= ~(1 << vector)
+
     def forget_pending(self) -> None:
         """Drop messages that are due: the device behind them was reset (GEN-D-5)."""
         self._pending = 0

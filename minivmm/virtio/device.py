@@ -17,6 +17,7 @@ from minivmm.memory.guest import GuestMemory
 from minivmm.virtio.errands import Errands, Inline
 from minivmm.virtio.options import VirtioOptions
 from minivmm.virtio.queue.queue import VirtQueue
+from minivmm.virtio.tap import Tap
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,13 @@ class VirtioDevice(ABC):
     def use(self, errands: Errands) -> None:
         """Have long work done by `errands` from now on, instead of at once."""
         self.errands = errands
+
+    def follow(self, tap: Tap | None) -> None:  # noqa: B027 - most have nothing to add
+        """Somebody begins to follow requests, or (None) nobody does any more: tell more, or not."""
+
+    def sizes(self) -> dict[str, int]:
+        """Sizes in bytes that events of this device are shown with, by QMP's names; quick."""
+        return {}
 
     def attach(self, memory: GuestMemory, signals: Signals) -> None:
         """Called once, before the guest runs. Overriders call it and may keep more."""

@@ -51,7 +51,9 @@ class VirtioPciFunction(PciFunction):
         self.transport = Transport(device, self, memory=memory, trace=trace, defer=defer)
         self._notifications = NotificationArea(self.transport, doorbells)
         vectors = _vectors(device)
-        self._common = CommonConfiguration(self.transport, self._notifications, vectors)
+        self._common = CommonConfiguration(
+            self.transport, self._notifications, vectors, self._event_moved
+        )
         registers = self._build_bar()
         self._add_capabilities()
         self.add_bar(_VIRTIO_BAR, _BAR_SIZE, registers, name="virtio", wide=True, prefetchable=True)
@@ -59,6 +61,16 @@ class VirtioPciFunction(PciFunction):
         self.msix = Msix(self, vectors, interrupts, bar_index=_MSIX_BAR) if vectors else None
         if device.options.flr:
             self.offer_reset()
+
+    @property
+    def isr(self) -> int:
+        """The ISR byte, without what reading it does."""
+        return self._isr
+
+    @property
+    def selected_queue(self) -> int:
+        """The queue that the driver selected last."""
+        return self._common.queue_select
 
     def notify_queue(self, index: int) -> None:
         """Used-buffer notification: message, or ISR bit 0 and pin (PCI-D-21, PCI-D-32)."""
@@ -81,8 +93,8 @@ class VirtioPciFunction(PciFunction):
         self._set_isr(0)
 
     def on_queue_reset(self, index: int) -> None:
-        """Queue `index` was reset: it is mapped to no vector (GEN-D-7)."""
-        self._common.queue_vectors[index] = virtio_pci.NO_VECTOR
+        """Queue `index` was reset: nothing is notified for it any more (GEN-D-7)."""
+        self._common.unmap_queue(index)
 
     def on_bar_moved(self, bar: Bar) -> None:
         """Doorbells follow the BAR (reference F.5).
@@ -148,6 +160,17 @@ class VirtioPciFunction(PciFunction):
         inside.add(_DEVICE, _PART_SIZE, DeviceConfiguration(self.transport), name="device")
         inside.add(_NOTIFY, _PART_SIZE, self._notifications, name="notify")
         return inside
+
+    def _event_moved(self, old: int, new: int) -> None:
+        """A message that is due goes with its event, or nowhere if that is unmapped (PCI-D-32).
+
+        It stays as well if other events share the old vector: it may be theirs, and an interrupt
+        without a reason does less harm than one that is lost.
+        """
+        if self.msix and self.msix.is_due(old):
+            if not self._common.is_mapped(old):
+                self.msix.forget(old)
+            self.msix.deliver(new)
 
     def _read_isr(self) -> int:
         isr = self._isr

@@ -17,8 +17,16 @@ from minivmm.virtio.transport import Transport
 class CommonConfiguration:
     """Selectors, vectors, and `registers`, the BusDevice of the whole structure."""
 
-    def __init__(self, transport: Transport, notifications: NotificationArea, vectors: int) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        notifications: NotificationArea,
+        vectors: int,
+        on_moved: Callable[[int, int], None],
+    ) -> None:
+        """`on_moved`(old, new) is called when an event leaves the vector `old`."""
         self._transport = transport
+        self._on_moved = on_moved
         self._notifications = notifications
         self._vectors = vectors
         self.reset()
@@ -32,9 +40,17 @@ class CommonConfiguration:
         """Selectors 0, no event mapped to a vector (PCI-D-30)."""
         self._device_feature_select = 0
         self._driver_feature_select = 0
-        self._queue_select = 0
+        self.queue_select = 0
         self.config_vector = NO_VECTOR
         self.queue_vectors = [NO_VECTOR] * len(self._transport.queue_registers)
+
+    def is_mapped(self, vector: int) -> bool:
+        """Is any event mapped to `vector`?"""
+        return vector in (self.config_vector, *self.queue_vectors)
+
+    def unmap_queue(self, index: int) -> None:
+        """Queue `index` was reset: it is mapped to no vector (GEN-D-7)."""
+        self._map_queue(index, NO_VECTOR)
 
     def _device_access(self) -> dict[str, tuple[Read, Write | None]]:
         transport = self._transport
@@ -60,14 +76,14 @@ class CommonConfiguration:
     def _queue_access(self) -> dict[str, tuple[Read, Write | None]]:
         """Registers of the selected queue; all of them read as nothing if there is none (B.7)."""
         return {
-            "queue_select": self._variable("_queue_select"),
+            "queue_select": self._variable("queue_select"),
             "queue_size": self._of_queue(lambda q: q.size, QueueRegisters.set_size),
             "queue_msix_vector": (self._queue_vector, self._set_queue_vector),
             "queue_enable": (
                 self._of_queue(lambda q: int(q.enabled), None)[0],
                 self._enable_queue,
             ),
-            "queue_notify_off": (lambda: self._queue_select if self._selected else 0, None),
+            "queue_notify_off": (lambda: self.queue_select if self._selected else 0, None),
             "queue_desc": self._address(Part.DESCRIPTORS),
             "queue_driver": self._address(Part.DRIVER),
             "queue_device": self._address(Part.DEVICE),
@@ -78,7 +94,7 @@ class CommonConfiguration:
     @property
     def _selected(self) -> QueueRegisters | None:
         queues = self._transport.queue_registers
-        return queues[self._queue_select] if self._queue_select < len(queues) else None
+        return queues[self.queue_select] if self.queue_select < len(queues) else None
 
     def _variable(self, name: str) -> tuple[Read, Write]:
         """A register that is nothing but storage."""
@@ -107,25 +123,34 @@ class CommonConfiguration:
 
     def _enable_queue(self, value: int) -> None:
         if self._selected:
-            self._transport.enable_queue(self._queue_select, value)
+            self._transport.enable_queue(self.queue_select, value)
 
     def _reset_queue(self, value: int) -> None:
         if self._selected:
-            self._transport.reset_queue(self._queue_select, value)
+            self._transport.reset_queue(self.queue_select, value)
 
     def _notif_config_data(self) -> int:
-        return self._notifications.config_data(self._queue_select) if self._selected else 0
+        return self._notifications.config_data(self.queue_select) if self._selected else 0
 
     def _valid_vector(self, vector: int) -> int:
         """`vector`, or NO_VECTOR for a number that the table does not have (PCI-D-31)."""
         return vector if vector < self._vectors else NO_VECTOR
 
     def _set_config_vector(self, vector: int) -> None:
-        self.config_vector = self._valid_vector(vector)
+        old, self.config_vector = self.config_vector, self._valid_vector(vector)
+        self._moved(old, self.config_vector)
 
     def _queue_vector(self) -> int:
-        return self.queue_vectors[self._queue_select] if self._selected else NO_VECTOR
+        return self.queue_vectors[self.queue_select] if self._selected else NO_VECTOR
 
     def _set_queue_vector(self, vector: int) -> None:
         if self._selected:
-            self.queue_vectors[self._queue_select] = self._valid_vector(vector)
+            self._map_queue(self.queue_select, self._valid_vector(vector))
+
+    def _map_queue(self, index: int, vector: int) -> None:
+        old, self.queue_vectors[index] = self.queue_vectors[index], vector
+        self._moved(old, vector)
+
+    def _moved(self, old: int, new: int) -> None:
+        if old not in (NO_VECTOR, new):
+            self._on_moved(old, new)

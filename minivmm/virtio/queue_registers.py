@@ -21,7 +21,7 @@ class QueueRegisters:
     """One queue's registers; frozen once it is enabled, until reset."""
 
     def __init__(self, max_size: int) -> None:
-        self._max_size = max_size
+        self.max_size = max_size
         self.packed = False
         """Is the queue a packed one, whose size need not be a power of two?"""
         self.reset()
@@ -38,7 +38,7 @@ class QueueRegisters:
         """Descriptors: as the driver chose, by default the most that the format can have."""
         if self._chosen_size is not None:
             return self._chosen_size
-        return self._max_size if self.packed else 1 << self._max_size.bit_length() - 1
+        return self.max_size if self.packed else 1 << self.max_size.bit_length() - 1
 
     def set_size(self, size: int) -> None:
         """Descriptors, written by the driver. Sizes that the format forbids are not taken over.
@@ -47,7 +47,7 @@ class QueueRegisters:
         """
         if self.enabled:
             return
-        if 1 <= size <= self._max_size and (self.packed or is_power_of_two(size)):
+        if 1 <= size <= self.max_size and (self.packed or is_power_of_two(size)):
             self._chosen_size, self._refused_size = size, None
         else:
             self._refused_size = size
@@ -66,7 +66,7 @@ class QueueRegisters:
         if self._refused_size is not None:
             kind = "a size" if self.packed else "a power of two"
             raise DeviceBroken(
-                f"queue size {self._refused_size} is not {kind} up to {self._max_size}"
+                f"queue size {self._refused_size} is not {kind} up to {self.max_size}"
             )
         return QueueLayout(
             self.size,

@@ -26,7 +26,8 @@ class QueueService:
     ) -> None:
         self.queues: list[VirtQueue | None] = [None] * count
         """By index; None for those that are not live."""
-        self._handle = handle
+        self.handle = handle
+        """Has the device work on a live queue."""
         self._kick_later = kick_later
         self._defer = defer
         self._busy: set[int] = set()
@@ -42,7 +43,7 @@ class QueueService:
             self._kicked_again.add(index)
             return
         self._busy.add(index)
-        self._handle(index, queue)
+        self.handle(index, queue)
         self._busy.discard(index)
         if queue.interrupted or index in self._kicked_again:
             queue.interrupted = False

@@ -12,17 +12,18 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from minivmm.errors import DeviceBroken
 from minivmm.memory.guest import GuestMemory
 from minivmm.spec.virtio import DeviceStatus, Feature
-from minivmm.trace import Trace
+from minivmm.trace import Detail, Trace
 from minivmm.virtio.device import VirtioDevice
+from minivmm.virtio.notifier import Notifier
 from minivmm.virtio.queue import open_queue
 from minivmm.virtio.queue.queue import VirtQueue
 from minivmm.virtio.queue_registers import QueueRegisters
 from minivmm.virtio.service import Defer, QueueService
+from minivmm.virtio.tap import Tap, TappedNotifier, tapped
 
 _DRIVER_BITS = (
     DeviceStatus.ACKNOWLEDGE
@@ -33,26 +34,6 @@ _DRIVER_BITS = (
 )
 _LIVE_MASK = int(DeviceStatus.DRIVER_OK | DeviceStatus.NEEDS_RESET | DeviceStatus.FAILED)
 _LIVE = int(DeviceStatus.DRIVER_OK)
-
-
-class Notifier(Protocol):
-    """How notifications leave, and what the bus allows."""
-
-    def notify_queue(self, index: int) -> None:
-        """Used buffers of queue `index` want attention."""
-
-    def notify_config(self) -> None:
-        """Configuration space or status changed."""
-
-    def on_device_reset(self) -> None:
-        """Forget interrupt mappings and everything that has not been delivered."""
-
-    def on_queue_reset(self, index: int) -> None:
-        """The same for queue `index` alone."""
-
-    @property
-    def bus_master(self) -> bool:
-        """May the device touch guest memory?"""
 
 
 class Transport:
@@ -70,18 +51,21 @@ class Transport:
         sizes = [device.options.queue_size or size for size in device.traits.queue_sizes]
         self.device = device
         self.status = DeviceStatus(0)
-        self.device_features = device.options.ring_features | device.offered_features()
+        # A plain integer: ~ of an IntFlag forgets bits above its own.
+        self.device_features = device.options.ring_features | int(device.offered_features())
         self.driver_features = 0
         self.trouble = ""
         """Why NEEDS_RESET is set, in a line."""
         self.queue_registers = tuple(QueueRegisters(size) for size in sizes)
-        self._notifier = notifier
+        self._bus = self._notifier = notifier
         self._memory = memory
         self._trace = trace
         self._service = QueueService(len(sizes), self._handle, self.kick, defer)
         self._generation = 0
         self._generation_seen = False
+        self._tap: Tap | None = None
         device.attach(memory, self)
+        trace.on_detail(Detail.REQUESTS, self._follow_requests)
 
     @property
     def live(self) -> bool:
@@ -97,6 +81,11 @@ class Transport:
             "config-generation": self._generation,
             "queues": self._service.inspect(),
         }
+
+    def live_queues(self) -> tuple[dict[str, object], ...]:
+        """Format, indices and addresses of every live queue, in order of "index"."""
+        queues = (queue for queue in self._service.queues if queue is not None)
+        return tuple({"index": queue.index, **queue.inspect()} for queue in queues)
 
     # -- status and features: what the driver writes -----------------------------------------------
 
@@ -284,7 +273,16 @@ class Transport:
         """Raises DeviceBroken for what is wrong with the registers of queue `index`."""
         layout = self.queue_registers[index].layout()
         queue = open_queue(index, self._memory, layout, self.driver_features)
-        self._service.queues[index] = queue
+        self._service.queues[index] = tapped(queue, self._tap)
+
+    def _follow_requests(self, on: bool) -> None:
+        """Somebody begins to follow requests, or nobody does any more."""
+        tap = Tap(self.device.identifier, self._trace, len(self.queue_registers)) if on else None
+        self._tap = tap
+        self._notifier = TappedNotifier(self._bus, tap) if tap else self._bus
+        self._service.handle = tap.handler(self._handle) if tap else self._handle
+        self._service.queues[:] = [tapped(queue, tap) for queue in self._service.queues]
+        self.device.follow(tap)
 
     def _handle(self, index: int, queue: VirtQueue) -> None:
         with self._guarded("handle_queue"):

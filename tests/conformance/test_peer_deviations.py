@@ -39,6 +39,7 @@ def test_1_shrinking_while_a_plug_is_on_its_way_is_no_error() -> None:
         assert bench.driver.plug(16, 16) is ACK
 
 
+@pytest.mark.rule("MEM-D-4", "MEM-D-41")
 def test_2_unplug_all_leaves_the_target_usable() -> None:
     """There nothing is, so a driver after kexec finds no room (MEM-D-4)."""
     with MemBench(size=64 * GIB, requested_size=8 * GIB) as bench:
@@ -66,6 +67,7 @@ class VmOutOfSlots(FakeVm):
         super().set_memory_region(slot, gpa, size, hva, readonly=readonly)
 
 
+@pytest.mark.rule("MEM-D-3", "MEM-D-28")
 def test_3_a_refused_memslot_leaves_the_state_as_it_was() -> None:
     """There bitmap and plugged_size are changed first, and the answer is ERROR (MEM-D-3)."""
     vm = VmOutOfSlots()
@@ -83,6 +85,7 @@ def test_3_a_refused_memslot_leaves_the_state_as_it_was() -> None:
         assert bench.driver.plug(510, 1000) is ACK
 
 
+@pytest.mark.rule("MEM-D-28")
 @pytest.mark.parametrize("blocks", [1, 16, 64])
 def test_4_a_failing_dma_mapping_is_rolled_back(blocks: int) -> None:
     """There the blocks mapped so far stay, and the answer is ERROR (MEM-D-27, MEM-D-28)."""
@@ -102,6 +105,7 @@ def test_4_a_failing_dma_mapping_is_rolled_back(blocks: int) -> None:
         assert len(first.units) == blocks + 2
 
 
+@pytest.mark.rule("MEM-D-26")
 @pytest.mark.parametrize("requested", [0, 64 * MIB])
 def test_5_out_of_range_is_an_error_even_if_it_is_too_much_as_well(requested: int) -> None:
     """There too much is looked for first, and answered with NACK (MEM-D-26)."""
@@ -110,6 +114,7 @@ def test_5_out_of_range_is_an_error_even_if_it_is_too_much_as_well(requested: in
         assert bench.driver.request(RequestType.PLUG, bench.driver.address(0) + 1, 34).type == ERROR
 
 
+@pytest.mark.rule("MEM-D-29")
 def test_6_a_request_may_cross_what_the_region_is_cut_into() -> None:
     """There the borders of mappings of 2 GiB show: such a request gets ERROR (MEM-D-29)."""
     vm = FakeVm()
@@ -138,6 +143,7 @@ def test_7_unplugging_below_the_target_is_the_drivers_right() -> None:
         assert bench.driver.config().plugged_size == 0
 
 
+@pytest.mark.rule("MEM-D-13", "MEM-D-14")
 def test_8_activating_the_device_again_keeps_block_states_and_content() -> None:
     """There the bitmap is a new one with each DRIVER_OK (MEM-D-13, MEM-D-14)."""
     device = make_device(size=GIB, requested_size=64 * MIB)
@@ -158,6 +164,7 @@ def test_8_activating_the_device_again_keeps_block_states_and_content() -> None:
         assert bench.memory.read(driver.address(7), 8) == b"precious"
 
 
+@pytest.mark.rule("MEM-D-5")
 @pytest.mark.parametrize("block_size", [16 * KIB, 48 * KIB, 3 * MIB, 32 * MIB + 16 * KIB])
 def test_9_a_block_size_that_is_no_power_of_two_is_refused(block_size: int) -> None:
     """There multiples of 16 KiB are accepted, and others silently become 32 MiB (MEM-D-5)."""

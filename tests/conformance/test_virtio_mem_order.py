@@ -49,9 +49,9 @@ def small() -> Iterator[MemBench]:
         yield bench
 
 
+@pytest.mark.rule("MEM-D-26", "MEM-D-27", "MEM-D-28", "MEM-D-29")
 @conditions(*PLUG_ROWS)
 def test_plug_is_judged_in_the_order_of_the_table(small: MemBench, hold: frozenset[str]) -> None:
-    """MEM-D-26, MEM-D-27, MEM-D-28, MEM-D-29."""
     if "A.7-4 beyond" in hold:
         small.device.set_requested_size(8 * MIB)
     if "A.7-6 host" in hold:
@@ -64,9 +64,9 @@ def test_plug_is_judged_in_the_order_of_the_table(small: MemBench, hold: frozens
     assert small.plugged == [(0, 6 if expected is ACK else 4)]
 
 
+@pytest.mark.rule("MEM-D-32", "MEM-D-33", "MEM-D-34", "MEM-D-35")
 @conditions("A.7-3 outside", "A.7-5 unplugged", "A.7-6 host")
 def test_unplug_is_judged_in_the_order_of_the_table(small: MemBench, hold: frozenset[str]) -> None:
-    """MEM-D-32, MEM-D-33, MEM-D-34, MEM-D-35."""
     if "A.7-6 host" in hold:
         small.host_refuses("discard")
     addr = small.driver.address(3 if "A.7-5 unplugged" in hold else 2)
@@ -78,6 +78,7 @@ def test_unplug_is_judged_in_the_order_of_the_table(small: MemBench, hold: froze
     assert small.plugged == [(0, 2 if expected is ACK else 4)]
 
 
+@pytest.mark.rule("MEM-D-36", "MEM-D-38", "MEM-D-39")
 @conditions("A.7-6 host", "nothing plugged", "nonsense as address")
 def test_unplug_all_is_busy_only_if_there_is_something_to_do(
     small: MemBench, hold: frozenset[str]
@@ -94,6 +95,7 @@ def test_unplug_all_is_busy_only_if_there_is_something_to_do(
     assert small.plugged == ([(0, 4)] if busy else [])
 
 
+@pytest.mark.rule("MEM-D-44", "MEM-D-45", "MEM-D-46")
 @conditions("A.7-3 outside", "A.7-4 beyond", "A.7-6 host")
 def test_state_depends_on_nothing_but_the_range(small: MemBench, hold: frozenset[str]) -> None:
     """MEM-D-44, MEM-D-45, MEM-D-46: it is never BUSY."""
@@ -131,6 +133,9 @@ def test_unknown_requests_get_an_error_wherever_they_point(small: MemBench, kind
         assert small.driver.request(kind, addr, count) == MemResponse(type=ERROR)
 
 
+@pytest.mark.rule(
+    "MEM-D-24", "MEM-D-25", "MEM-D-30", "MEM-D-31", "MEM-D-37", "MEM-D-42", "MEM-D-43"
+)
 @pytest.mark.parametrize(
     ("kind", "ids"),
     [(PLUG, "MEM-D-25"), (UNPLUG, "MEM-D-31"), (RequestType.UNPLUG_ALL, "MEM-D-37"),

@@ -119,6 +119,7 @@ def full(at: Geometry) -> Iterator[MemBench]:
         yield bench
 
 
+@pytest.mark.rule("MEM-D-26", "MEM-D-32", "MEM-D-44")
 @pytest.mark.parametrize(
     ("at", "where"),
     [(at, where) for at in GEOMETRIES for where in outside(at)],
@@ -146,6 +147,7 @@ def test_error_for_what_is_not_whole_blocks_in_the_usable_region(
     assert bench.plugged == [(0, at.plugged)]
 
 
+@pytest.mark.rule("MEM-D-26", "MEM-D-32", "MEM-D-44")
 @pytest.mark.parametrize("kind", [PLUG, UNPLUG, STATE])
 def test_error_for_everything_without_a_target(at: Geometry, kind: RequestType) -> None:
     """MEM-D-26, MEM-D-32, MEM-D-44: with nothing usable even the first block is outside."""
@@ -154,6 +156,7 @@ def test_error_for_everything_without_a_target(at: Geometry, kind: RequestType) 
         assert bench.driver.request(kind, BASE, 1).type == ERROR
 
 
+@pytest.mark.rule("MEM-D-29", "MEM-D-35", "MEM-D-45", "MEM-D-46")
 def test_ack_for_the_first_the_last_and_as_many_blocks_as_possible(
     full: MemBench, at: Geometry
 ) -> None:
@@ -186,6 +189,7 @@ def test_nack_one_block_beyond_the_target_and_ack_up_to_it(at: Geometry) -> None
         assert bench.driver.config().usable_region_size == at.usable
 
 
+@pytest.mark.rule("MEM-D-27", "MEM-D-33")
 @pytest.mark.parametrize("edge", ["first", "last", "all but one"])
 def test_error_if_a_block_is_in_that_state_already(full: MemBench, at: Geometry, edge: str) -> None:
     """MEM-D-27, MEM-D-33: one block is enough, be it the first or the last; nothing changes."""

@@ -53,17 +53,17 @@ class BufferChain:
         self._writable_parts: list[tuple[int, int]] = []
 
     def add(self, gpa: int, length: int, *, writable: bool) -> None:
-        """Append a buffer of `length` bytes at `gpa`; empty ones are ignored.
+        """Append a buffer of `length` bytes at `gpa`; empty ones are ignored, wherever they are.
 
         Raises DeviceBroken: readable after writable (SPL-V-2), more than 2^32 bytes in all
         (SPL-V-3), or not guest RAM.
         """
+        if not length:
+            return
         if not writable and self._writable_parts:
             raise DeviceBroken(f"chain {self.head}: readable buffer after a writable one")
         if self.readable + self.writable + length > MAX_CHAIN_BYTES:
             raise DeviceBroken(f"chain {self.head}: longer than 4 GiB")
-        if not length:
-            return
         try:
             self.owner.memory.check(gpa, length)
         except GuestAddressError as error:

@@ -28,6 +28,8 @@ class Chain(Protocol):
     """Bytes in the device-readable part."""
     writable: int
     """Bytes in the device-writable part."""
+    descriptors: int
+    """How many descriptors it is made of."""
 
     def read(self, limit: int | None = None) -> bytes:
         """A copy of the first `limit` readable bytes (all by default), taken now."""

@@ -107,6 +107,7 @@ class RingQueue(ABC):
             "driver": f"{self._layout.driver:#x}",
             "device": f"{self._layout.device:#x}",
             "in-flight": self._in_flight,
+            "signalled": self._decided_once,
         }
 
     # -- what a format does ------------------------------------------------------------------------
@@ -162,14 +163,20 @@ class RingQueue(ABC):
         return first or need_event(event, new, old)
 
     def _indirect_table(self, chain: BufferChain, gpa: int, length: int) -> tuple[memoryview, int]:
-        """The indirect table at `gpa` and its number of entries."""
+        """The indirect table at `gpa` and its number of entries; it may cross regions."""
         entries, rest = divmod(length, Descriptor.SIZE)
         if rest or not 1 <= entries <= MAX_CHAIN_LENGTH:
             raise self._broken(chain, f"indirect table size {length}")
-        return self._view(gpa, length), entries
+        try:
+            return self.memory.peek(gpa, length), entries
+        except GuestAddressError as error:
+            raise self._broken(chain, str(error)) from error
 
     def _check_part(self, name: str, gpa: int, length: int, alignment: int) -> None:
-        """Is that part of the layout aligned, and guest RAM?"""
+        """Is that part of the layout aligned, and guest RAM?
+
+        It has to lie in one region, where its indices can be loaded and stored in one access.
+        """
         if gpa % alignment:
             raise DeviceBroken(f"queue {self.index}: {name} at {gpa:#x} is not aligned")
         self._view(gpa, length)

@@ -10,6 +10,7 @@ def make_config() -> ConfigSpace:
     return ConfigSpace(pci.Header(vendor_id=0x1234, device_id=0x5678))
 
 
+@pytest.mark.rule("PCI-D-1")
 def test_read_only_bytes_ignore_writes() -> None:
     config = make_config()
     config.write(0, 4, 0xFFFFFFFF)
@@ -37,6 +38,7 @@ def test_extended_space_reads_zero_and_ignores_writes() -> None:
     assert config.read(0xFFC, 4) == 0
 
 
+@pytest.mark.rule("PCI-D-1")
 def test_capabilities_form_a_chain_that_ends_in_zero() -> None:
     config = make_config()
     first = config.add_capability(pci.MsixCapability())

@@ -72,6 +72,7 @@ def test_slots_eight_apart_share_a_line() -> None:
     assert board.irq.lines[17].levels == [True, False]
 
 
+@pytest.mark.rule("PCI-D-1")
 def test_interrupt_disable_releases_the_pin_and_keeps_the_status() -> None:
     """PCI 6.2.2 bit 10 and 6.2.3 bit 3."""
     board = Board(3)
@@ -119,6 +120,7 @@ def test_reset_is_offered_as_linux_looks_for_it() -> None:
     assert [function.config.read(at + field, 1) for field in (2, 3, 4, 5)] == [6, 3, 0, 0]
 
 
+@pytest.mark.rule("PCI-D-1")
 def test_function_reset_makes_configuration_space_as_after_power_on() -> None:
     board = Board(3)
     function = board.functions[3]

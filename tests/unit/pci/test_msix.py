@@ -45,6 +45,7 @@ def test_capability_tells_table_size_and_bar() -> None:
     assert config.read(made.capability + 8, 4) & 7 == 2
 
 
+@pytest.mark.rule("PCI-D-1")
 def test_table_size_field_is_read_only() -> None:
     made = Arrangement()
     made.control(0x7FF | ENABLE)
@@ -71,6 +72,7 @@ def test_64_bit_message_address_is_kept_whole() -> None:
     assert made.irq.messages[0][0] == 0x12_3456_0000_FEE0_1000 & (1 << 64) - 1
 
 
+@pytest.mark.rule("PCI-D-1")
 def test_masked_entry_is_pending_and_sent_once_when_unmasked() -> None:
     made = Arrangement()
     made.set_entry(1, data=1, masked=True)
@@ -83,6 +85,7 @@ def test_masked_entry_is_pending_and_sent_once_when_unmasked() -> None:
     assert made.irq.take() == []
 
 
+@pytest.mark.rule("PCI-D-1")
 def test_function_mask_holds_everything_back_until_it_is_cleared() -> None:
     made = Arrangement()
     made.control(ENABLE | FUNCTION_MASK)

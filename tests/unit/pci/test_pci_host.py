@@ -76,6 +76,7 @@ def test_ecam_refuses_unaligned_and_wide_accesses(board: Platform, offset: int, 
     assert board.read(offset, size) == (1 << 8 * size) - 1
 
 
+@pytest.mark.rule("PCI-D-1")
 def test_ports_and_ecam_show_the_same_registers(board: Platform) -> None:
     board.pio.write(0xCF8, 4, 0x80000000 | 1 << 11)
     assert board.pio.read(0xCFC, 4) == board.read(0, 4) == 0x22221111
@@ -83,6 +84,7 @@ def test_ports_and_ecam_show_the_same_registers(board: Platform) -> None:
     assert board.pio.read(0xCFD, 1) == 0x11
 
 
+@pytest.mark.rule("PCI-D-1")
 def test_port_writes_reach_the_register_named_by_the_address(board: Platform) -> None:
     board.pio.write(0xCF8, 4, 0x80000000 | 1 << 11 | pci.COMMAND)
     board.pio.write(0xCFC, 2, pci.Command.BUS_MASTER)
@@ -121,6 +123,7 @@ def test_bars_start_inside_their_windows_aligned_and_apart(board: Platform) -> N
     assert all(spans[i][1] <= spans[i + 1][0] for i in range(len(spans) - 1))
 
 
+@pytest.mark.rule("PCI-D-1")
 def test_bars_are_decoded_only_while_memory_space_is_on(board: Platform) -> None:
     base = board.map.mmio32.base
     assert board.mmio.read(base, 4) == 0xFFFFFFFF
@@ -131,6 +134,7 @@ def test_bars_are_decoded_only_while_memory_space_is_on(board: Platform) -> None
     assert board.probe.moves[-2:] == [(0, None), (2, None)]
 
 
+@pytest.mark.rule("PCI-D-1")
 def test_bar_sizing_32_bit(board: Platform) -> None:
     old = board.read(0x18, 4)
     board.write(0x18, 4, 0xFFFFFFFF)
@@ -139,6 +143,7 @@ def test_bar_sizing_32_bit(board: Platform) -> None:
     assert board.read(0x18, 4) == old
 
 
+@pytest.mark.rule("PCI-D-1")
 def test_bar_sizing_64_bit(board: Platform) -> None:
     board.write(0x10, 4, 0xFFFFFFFF)
     board.write(0x14, 4, 0xFFFFFFFF)
@@ -146,12 +151,14 @@ def test_bar_sizing_64_bit(board: Platform) -> None:
     assert board.read(0x14, 4) == 0xFFFFFFFF
 
 
+@pytest.mark.rule("PCI-D-1")
 def test_absent_bars_size_as_zero(board: Platform) -> None:
     for offset in (0x1C, 0x20, 0x24, 0x30):
         board.write(offset, 4, 0xFFFFFFFF)
         assert board.read(offset, 4) == 0
 
 
+@pytest.mark.rule("PCI-D-1")
 def test_64_bit_bar_moves_half_by_half(board: Platform) -> None:
     board.write(pci.COMMAND, 2, MEMORY)
     target = board.map.mmio64.base + 0x1_0000_8000

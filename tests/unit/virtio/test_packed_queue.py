@@ -56,6 +56,7 @@ def test_laps_with_chains_of_every_length(make_pair: MakePair) -> None:
         assert [used.data for used in pair.driver.collect()] == [message]
 
 
+@pytest.mark.rule("PKD-D-4", "PKD-D-6")
 def test_one_used_descriptor_per_chain_then_its_other_slots_are_skipped(pair: Any) -> None:
     """PKD-D-6, PKD-D-4: nothing but the first slot changes."""
     first = pair.driver.add([b"a", b"b"], [2])
@@ -79,6 +80,7 @@ def test_used_descriptors_of_odd_laps_have_both_flags_and_others_none(pair: Any)
         assert len(pair.driver.collect()) == 8
 
 
+@pytest.mark.rule("PKD-D-1")
 def test_chains_completed_out_of_order_use_slots_in_order_of_completion(pair: Any) -> None:
     """PKD-D-1: the used descriptor of the second chain comes first, and may overwrite the first."""
     first = pair.driver.add([b"1"], [1])
@@ -107,6 +109,7 @@ def test_buffer_id_is_that_of_the_last_descriptor(pair: Any) -> None:
     assert pair.driver.descriptor(0).id == 0x7777
 
 
+@pytest.mark.rule("PKD-D-3")
 def test_descriptor_is_available_by_its_flags_alone(pair: Any) -> None:
     """PKD-D-3: AVAIL as the wrap counter, USED as its inverse."""
     for flags in (0, USED, AVAIL | USED):
@@ -116,6 +119,7 @@ def test_descriptor_is_available_by_its_flags_alone(pair: Any) -> None:
     assert pair.queue.pop() is not None
 
 
+@pytest.mark.rule("PKD-D-7")
 def test_flags_of_table_entries_mean_nothing_but_write(pair: Any) -> None:
     """PKD-D-7, and WRITE on the descriptor of the table is ignored."""
     odd = int(NEXT | TABLE | AVAIL)

@@ -14,6 +14,7 @@ EVENT_IDX = Feature.EVENT_IDX.mask
 MakePair = Callable[..., Any]
 
 
+@pytest.mark.rule("SPL-D-5")
 def test_driver_that_wants_no_interrupts_gets_none(make_pair: MakePair, ring_format: int) -> None:
     """SPL-D-5."""
     pair = make_pair(ring_format)
@@ -75,6 +76,7 @@ def test_event_idx_doorbell_is_wanted_after_a_full_ring(
         pair.driver.collect()
 
 
+@pytest.mark.rule("SPL-D-6")
 def test_event_idx_interrupts_whenever_the_driver_waits_for_the_next_chain(
     make_pair: MakePair, ring_format: int
 ) -> None:

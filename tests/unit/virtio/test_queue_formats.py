@@ -38,6 +38,7 @@ def test_request_and_reply(pair: Any) -> None:
     assert [(u.head, u.written, u.data) for u in used] == [(head, 4, b"ping")]
 
 
+@pytest.mark.rule("SPL-D-1")
 def test_framing_does_not_matter(make_pair: MakePair, ring_format: int) -> None:
     """SPL-D-1."""
     pair = make_pair(ring_format, size=64)
@@ -87,6 +88,7 @@ def test_chains_may_be_completed_out_of_order(pair: Any) -> None:
     assert [used.head for used in pair.driver.collect()] == heads[::-1]
 
 
+@pytest.mark.rule("GEN-D-9")
 def test_with_in_order_chains_come_back_as_they_were_made_available(
     make_pair: MakePair, ring_format: int
 ) -> None:
@@ -225,6 +227,7 @@ def test_ring_unplugged_while_a_chain_is_in_flight(
             use()
 
 
+@pytest.mark.rule("GEN-D-5")
 def test_closed_queue_touches_nothing(pair: Any) -> None:
     pair.driver.add([b"a"], [1])
     pair.driver.add([b"b"], [1])

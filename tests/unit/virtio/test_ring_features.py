@@ -56,6 +56,7 @@ def test_each_switch_offers_its_feature_and_nothing_else(name: str, wanted: bool
     assert bool(offered & SWITCHES[name].mask) is wanted
 
 
+@pytest.mark.rule("GEN-D-3")
 @pytest.mark.parametrize("chosen", list(product([False, True], repeat=6)))
 def test_every_combination_of_ring_features_works(chosen: tuple[bool, ...]) -> None:
     """GEN-D-3: any subset of what is offered is accepted, and requests come through on it."""
@@ -89,6 +90,7 @@ def test_queue_size_option_is_what_the_driver_sees(packed: bool, size: int) -> N
             assert ring.collect()[0].data == b"abc"
 
 
+@pytest.mark.rule("PCI-D-16")
 def test_without_packed_rings_the_size_is_a_power_of_two() -> None:
     """PCI-D-16: before FEATURES_OK, and for drivers that turn RING_PACKED down."""
     with DeviceBench(echo(packed=True, queue_size=100)) as bench:
@@ -151,6 +153,7 @@ def test_without_ioeventfd_doorbells_are_exits(bench: DeviceBench) -> None:
     assert driver.request(0, b"exit", 4) == b"exit"
 
 
+@pytest.mark.rule("SPL-D-10")
 @pytest.mark.parametrize(
     ("features", "width", "value"),
     [
@@ -204,6 +207,7 @@ def test_notif_config_data_is_there_only_if_negotiated(bench: DeviceBench) -> No
 # -- queue reset -----------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("PCI-D-14", "GEN-D-7")
 @pytest.mark.parametrize("packed", [False, True])
 def test_reset_queue_is_as_new_and_the_other_one_works_on(bench: DeviceBench, packed: bool) -> None:
     """PCI-D-14, GEN-D-7."""
@@ -223,6 +227,7 @@ def test_reset_queue_is_as_new_and_the_other_one_works_on(bench: DeviceBench, pa
     assert bench.irq.take() == [2]
 
 
+@pytest.mark.rule("PCI-D-14", "GEN-D-8")
 @pytest.mark.parametrize("packed", [False, True])
 def test_queue_starts_again_with_another_size_and_place(bench: DeviceBench, packed: bool) -> None:
     """GEN-D-8; what was in the ring before it is enabled is looked at."""

@@ -27,6 +27,7 @@ def pair(make_pair: MakePair) -> Any:
     return make_pair(INDIRECT)
 
 
+@pytest.mark.rule("SPL-D-4")
 @pytest.mark.parametrize("direct", [0, 1, 2, 3])
 def test_indirect_with_any_number_of_direct_descriptors_before_it(pair: Any, direct: int) -> None:
     pair.driver.add([b"ab", b"cd"], [3, 1], direct=direct)
@@ -34,6 +35,7 @@ def test_indirect_with_any_number_of_direct_descriptors_before_it(pair: Any, dir
     assert pair.driver.collect()[0].data == b"abcd"
 
 
+@pytest.mark.rule("SPL-D-3")
 def test_write_flag_of_an_indirect_descriptor_is_ignored(pair: Any) -> None:
     head = pair.driver.add([b"ab"], [2], direct=0)
     at = pair.driver.layout.descriptors + 16 * head + 12
@@ -42,6 +44,7 @@ def test_write_flag_of_an_indirect_descriptor_is_ignored(pair: Any) -> None:
     assert pair.driver.collect()[0].data == b"ab"
 
 
+@pytest.mark.rule("SPL-D-7")
 def test_used_index_moves_only_at_publish(pair: Any) -> None:
     pair.driver.add([b"a"], [1])
     pair.queue.complete(pair.queue.pop(), 0)
@@ -67,12 +70,14 @@ def test_indices_wrap_at_65536(make_pair: MakePair) -> None:
 # -- interrupts and doorbells ----------------------------------------------------------------------
 
 
+@pytest.mark.rule("SPL-D-8")
 def test_without_event_idx_doorbells_are_never_suppressed(pair: Any) -> None:
     pair.driver.add([b"a"])
     pair.echo()
     assert pair.driver.used_flags == 0
 
 
+@pytest.mark.rule("SPL-D-6")
 def test_event_idx_ignores_the_no_interrupt_flag(make_pair: MakePair) -> None:
     pair = make_pair(EVENT_IDX)
     pair.memory.write(pair.driver.layout.driver, b"\x01\x00")
@@ -80,6 +85,7 @@ def test_event_idx_ignores_the_no_interrupt_flag(make_pair: MakePair) -> None:
     assert pair.echo()
 
 
+@pytest.mark.rule("SPL-D-6")
 def test_event_idx_interrupts_when_used_event_is_passed(make_pair: MakePair) -> None:
     pair = make_pair(EVENT_IDX)
     decisions = []

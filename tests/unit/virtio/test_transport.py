@@ -51,12 +51,14 @@ def test_driver_cannot_set_needs_reset(bench: DeviceBench) -> None:
     assert bench.driver.status == DeviceStatus.ACKNOWLEDGE
 
 
+@pytest.mark.rule("PCI-D-9")
 def test_offered_features(bench: DeviceBench) -> None:
     assert bench.driver.probe().offered_features() == RING_FEATURES | 1
     bench.driver.set("device_feature_select", 0xFFFFFFFF)
     assert bench.driver.get("device_feature") == 0
 
 
+@pytest.mark.rule("PCI-D-10")
 def test_driver_features_read_back(bench: DeviceBench) -> None:
     driver = bench.driver.probe()
     driver.set("driver_feature_select", 1)
@@ -67,12 +69,14 @@ def test_driver_features_read_back(bench: DeviceBench) -> None:
     assert driver.get("driver_feature") == 1
 
 
+@pytest.mark.rule("GEN-D-3")
 @pytest.mark.parametrize("features", [VERSION_1, VERSION_1 | 1, RING_FEATURES])
 def test_valid_subsets_are_accepted(bench: DeviceBench, echo: EchoDevice, features: int) -> None:
     assert bench.driver.probe().negotiate(features)
     assert echo.features == features
 
 
+@pytest.mark.rule("GEN-D-3")
 @pytest.mark.parametrize(
     "features", [0, 1, VERSION_1 | 2, VERSION_1 | Feature.RING_PACKED.mask, VERSION_1 | 1 << 127]
 )
@@ -117,6 +121,7 @@ def test_queues_start_with_their_largest_size_and_disabled(bench: DeviceBench) -
         assert driver.get("queue_desc") == 0
 
 
+@pytest.mark.rule("PCI-D-15")
 @pytest.mark.parametrize("index", [2, 1023, 0xFFFF])
 def test_queues_that_do_not_exist_read_as_nothing(bench: DeviceBench, index: int) -> None:
     driver = bench.driver.probe()
@@ -210,6 +215,7 @@ def test_impossible_queue_address_breaks_the_device_at_driver_ok(
 # -- kicks -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("GEN-D-1")
 def test_kicks_before_driver_ok_are_ignored_and_made_up_for(
     bench: DeviceBench, echo: EchoDevice
 ) -> None:
@@ -341,6 +347,7 @@ def test_device_may_kick_itself_while_it_is_being_kicked() -> None:
 # -- errors and reset ------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("GEN-D-2")
 def test_violation_breaks_the_device_with_one_config_interrupt(
     bench: DeviceBench, echo: EchoDevice
 ) -> None:
@@ -400,6 +407,7 @@ def test_no_method_of_a_model_can_raise_into_a_vcpu(
     assert broken(bench)
 
 
+@pytest.mark.rule("PCI-D-12")
 def test_failing_reset_of_a_model_still_reads_as_0(
     bench: DeviceBench, echo: EchoDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,6 +422,7 @@ def test_failing_reset_of_a_model_still_reads_as_0(
     assert bench.events("broken")
 
 
+@pytest.mark.rule("PCI-D-12", "PCI-D-13", "PCI-D-30")
 def test_reset_forgets_everything_the_driver_did(bench: DeviceBench, echo: EchoDevice) -> None:
     driver = bench.driver.start()
     resets = echo.resets
@@ -428,6 +437,7 @@ def test_reset_forgets_everything_the_driver_did(bench: DeviceBench, echo: EchoD
     assert driver.get("config_msix_vector") == driver.get("queue_msix_vector") == 0xFFFF
 
 
+@pytest.mark.rule("GEN-D-5")
 def test_after_reset_old_queues_and_signals_are_dead(bench: DeviceBench, echo: EchoDevice) -> None:
     driver = bench.driver.start()
     ring = driver.queues[0]
@@ -467,6 +477,7 @@ def test_system_reset_resets_transport_and_model(bench: DeviceBench, echo: EchoD
 # -- configuration generation ----------------------------------------------------------------------
 
 
+@pytest.mark.rule("PCI-D-11")
 def test_generation_moves_with_every_change_that_was_looked_at(
     bench: DeviceBench, echo: EchoDevice
 ) -> None:
@@ -478,6 +489,7 @@ def test_generation_moves_with_every_change_that_was_looked_at(
     assert len(set(seen)) == 4
 
 
+@pytest.mark.rule("PCI-D-11")
 @pytest.mark.parametrize("changes", [1, 2, 255, 256, 257, 512, 65536])
 def test_any_number_of_unread_changes_is_visible(
     bench: DeviceBench, echo: EchoDevice, changes: int
@@ -494,6 +506,7 @@ def test_generation_is_stable_without_changes(bench: DeviceBench) -> None:
     assert len({driver.get("config_generation") for _ in range(5)}) == 1
 
 
+@pytest.mark.rule("PCI-D-11")
 def test_changes_before_driver_ok_move_the_generation_but_do_not_notify(
     bench: DeviceBench, echo: EchoDevice
 ) -> None:

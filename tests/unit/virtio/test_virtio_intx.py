@@ -14,7 +14,6 @@ from minivmm.testing.driver import DeviceBench, VirtioPciDriver
 from minivmm.testing.echo import EchoDevice
 from minivmm.testing.fake_irq import FakeLine
 from minivmm.virtio.options import VirtioOptions
-from minivmm.virtio.pci import VirtioPciFunction
 
 CONTROL = pci.Command.MEMORY_SPACE | pci.Command.BUS_MASTER
 CONFIG, QUEUE = virtio_pci.Isr.CONFIG, virtio_pci.Isr.QUEUE
@@ -58,6 +57,7 @@ def test_no_vectors_means_no_msix_at_all(bench: DeviceBench) -> None:
     assert bench.irq.routes == []
 
 
+@pytest.mark.rule("PCI-D-31")
 @pytest.mark.parametrize("vector", [0, 1, 0x7FF, NO_VECTOR])
 def test_no_event_can_be_mapped_then(bench: DeviceBench, vector: int) -> None:
     """PCI-D-31: what cannot be mapped reads back as NO_VECTOR."""
@@ -67,10 +67,10 @@ def test_no_event_can_be_mapped_then(bench: DeviceBench, vector: int) -> None:
         assert driver.get(name) == NO_VECTOR
 
 
+@pytest.mark.rule("PCI-D-21", "PCI-D-22")
 def test_used_buffers_assert_the_pin_until_isr_is_read(
     driver: VirtioPciDriver, line: FakeLine
 ) -> None:
-    """PCI-D-21, PCI-D-22."""
     assert driver.request(0, b"abc", 3) == b"abc"
     assert line.level
     assert driver.read_pci(pci.STATUS, 2) & pci.Status.INTERRUPT
@@ -82,6 +82,7 @@ def test_used_buffers_assert_the_pin_until_isr_is_read(
     assert driver.isr() == 0
 
 
+@pytest.mark.rule("PCI-D-20", "PCI-D-21", "PCI-D-22")
 def test_a_configuration_change_asserts_the_pin(
     driver: VirtioPciDriver, line: FakeLine, echo: EchoDevice
 ) -> None:
@@ -174,25 +175,9 @@ def test_isr_ignores_writes(driver: VirtioPciDriver, line: FakeLine, echo: EchoD
 
 def test_functions_on_one_line_release_it_together(bench: DeviceBench, line: FakeLine) -> None:
     """Slots 1 and 9; each driver reads only its own device's ISR."""
-    other = VirtioPciFunction(
-        make_echo("echo1", vectors=0),
-        interrupts=bench.irq,
-        doorbells=bench.doorbells,
-        memory=bench.memory,
-        trace=bench.trace,
-        defer=bench.defer,
-    )
-    bench.host.add(other, 9)
-    bench.host.assign_bars()
+    _, second = bench.add(make_echo("echo1", vectors=0), 9)
     first = bench.driver.start()
-    second = VirtioPciDriver(
-        bench.mmio,
-        bench.memory,
-        bench.allocator,
-        9,
-        doorbells=bench.doorbells,
-        defer=bench.defer,
-    ).start()
+    second.start()
 
     first.request(0, b"1", 1)
     second.request(0, b"2", 1)
@@ -229,6 +214,7 @@ def test_msix_never_asserts_the_pin(both: DeviceBench) -> None:
     assert not driver.read_pci(pci.STATUS, 2) & pci.Status.INTERRUPT
 
 
+@pytest.mark.rule("PCI-D-21")
 def test_switching_msix_on_silences_the_pin_and_off_wakes_it(both: DeviceBench) -> None:
     """PCI-D-21: with MSI-X disabled, Interrupt Status equals the OR of the ISR bits."""
     driver = both.driver.start()
@@ -259,6 +245,7 @@ def test_function_mask_is_not_the_same_as_msix_off(both: DeviceBench) -> None:
 # -- the option ------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("PCI-D-27", "PCI-D-31")
 @pytest.mark.parametrize("vectors", [1, 2, 3, 64, 128])
 def test_as_many_vectors_as_the_user_wants(vectors: int) -> None:
     with DeviceBench(make_echo(vectors=vectors)) as bench:
@@ -280,18 +267,10 @@ def test_more_vectors_than_the_table_can_have_are_refused() -> None:
 # -- function level reset --------------------------------------------------------------------------
 
 
-def find(driver: VirtioPciDriver, identifier: int) -> int:
-    """Offset of a capability; 0 if there is none."""
-    at = driver.read_pci(pci.CAPABILITIES, 1)
-    while at and driver.read_pci(at, 1) != identifier:
-        at = driver.read_pci(at + 1, 1)
-    return at
-
-
 def test_function_reset_is_offered_on_demand() -> None:
     for options, offered in (({}, False), ({"flr": True}, True)):
         with DeviceBench(make_echo(**options)) as bench:
-            assert bool(find(bench.driver, pci.CapabilityId.ADVANCED_FEATURES)) == offered
+            assert bool(bench.driver.capability(pci.CapabilityId.ADVANCED_FEATURES)) == offered
 
 
 def test_function_reset_resets_the_device_and_restored_registers_revive_it() -> None:
@@ -303,7 +282,7 @@ def test_function_reset_resets_the_device_and_restored_registers_revive_it() -> 
         bars = {at: driver.read_pci(at, 4) for at in (0x10, 0x14, 0x18)}
         resets = echo.resets
 
-        driver.write_pci(find(driver, pci.CapabilityId.ADVANCED_FEATURES) + 4, 1, 1)
+        driver.reset_function()
 
         assert echo.resets == resets + 1
         assert bench.function.transport.status == DeviceStatus(0)
@@ -321,11 +300,11 @@ def test_function_reset_resets_the_device_and_restored_registers_revive_it() -> 
 # -- accesses that arrive in pieces ----------------------------------------------------------------
 
 
+@pytest.mark.rule("PCI-D-4")
 @pytest.mark.parametrize("order", [(0, 4), (4, 0)])
 def test_halves_of_an_address_may_come_in_either_order(
     bench: DeviceBench, order: tuple[int, int]
 ) -> None:
-    """PCI-D-4."""
     driver = bench.driver.probe()
     place = CommonConfig.OFFSETS["queue_driver"]
     for half in order:

@@ -29,6 +29,7 @@ def entry(vector: int, *, masked: bool = False) -> pci.MsixEntry:
 # -- discovery -------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("PCI-D-2", "PCI-D-3")
 def test_identity(bench: DeviceBench) -> None:
     driver = bench.driver
     assert driver.read_pci(0, 4) == (0x1040 + 42) << 16 | 0x1AF4
@@ -40,6 +41,7 @@ def test_identity(bench: DeviceBench) -> None:
     assert driver.read_pci(0x3D, 1) == 1  # INTA#
 
 
+@pytest.mark.rule("PCI-D-7", "PCI-D-8", "PCI-D-19", "PCI-D-23")
 def test_every_structure_is_announced_inside_its_bar(bench: DeviceBench) -> None:
     found = bench.driver.probe().structures
     assert set(found) == set(CapabilityType)
@@ -80,6 +82,7 @@ def test_device_without_configuration_has_no_device_structure() -> None:
         assert CapabilityType.DEVICE not in bench.driver.probe().structures
 
 
+@pytest.mark.rule("PCI-D-27")
 @pytest.mark.parametrize(
     ("model", "vectors"), [(Bare, 2), (EchoDevice, 3), (Many, 27), (Sharing, 2)]
 )
@@ -160,6 +163,7 @@ def test_wide_write_of_a_64_bit_address(bench: DeviceBench) -> None:
 # -- interrupts ------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("PCI-D-29", "PCI-D-31")
 def test_vectors_read_back_and_impossible_ones_do_not(bench: DeviceBench) -> None:
     driver = bench.driver.probe()
     for name in ("config_msix_vector", "queue_msix_vector"):
@@ -175,6 +179,7 @@ def test_queue_interrupt_goes_to_the_queue_vector_without_isr(bench: DeviceBench
     assert driver.isr() == 0
 
 
+@pytest.mark.rule("PCI-D-20")
 def test_config_interrupt_sets_isr_even_with_msix(bench: DeviceBench, echo: EchoDevice) -> None:
     driver = bench.driver.start()
     echo.signals.config()
@@ -182,6 +187,7 @@ def test_config_interrupt_sets_isr_even_with_msix(bench: DeviceBench, echo: Echo
     assert (driver.isr(), driver.isr()) == (2, 0)
 
 
+@pytest.mark.rule("PCI-D-28")
 def test_events_may_share_a_vector(bench: DeviceBench, echo: EchoDevice) -> None:
     driver = bench.driver.start()
     for index in range(2):
@@ -193,6 +199,7 @@ def test_events_may_share_a_vector(bench: DeviceBench, echo: EchoDevice) -> None
     assert bench.irq.take() == [0, 0, 0]
 
 
+@pytest.mark.rule("PCI-D-28", "PCI-D-32")
 def test_unmapped_events_do_not_interrupt(bench: DeviceBench, echo: EchoDevice) -> None:
     driver = bench.driver.start()
     driver.set("config_msix_vector", 0xFFFF)
@@ -227,6 +234,7 @@ def test_device_reset_drops_pending_messages(bench: DeviceBench, echo: EchoDevic
     assert driver.isr() == 0
 
 
+@pytest.mark.rule("PCI-D-21", "PCI-D-22")
 def test_without_msix_isr_and_interrupt_status_tell(bench: DeviceBench, echo: EchoDevice) -> None:
     driver = bench.driver.start()
     driver.set_msix_control(0)
@@ -296,6 +304,7 @@ class PciWindow:
         self.driver.write_pci(self.at + virtio_pci.WindowCapability.OFFSETS["data"], size, value)
 
 
+@pytest.mark.rule("PCI-D-26")
 def test_window_reads_and_writes_with_memory_space_off(bench: DeviceBench) -> None:
     window = PciWindow(bench)
     window.aim(CommonConfig.OFFSETS["num_queues"], 2)
@@ -306,6 +315,7 @@ def test_window_reads_and_writes_with_memory_space_off(bench: DeviceBench) -> No
     assert window.read(1) == 1
 
 
+@pytest.mark.rule("PCI-D-26")
 def test_window_can_ring_a_doorbell(bench: DeviceBench, echo: EchoDevice) -> None:
     driver = bench.driver.start()
     echo.handled.clear()
@@ -315,6 +325,7 @@ def test_window_can_ring_a_doorbell(bench: DeviceBench, echo: EchoDevice) -> Non
     assert echo.handled == [1]
 
 
+@pytest.mark.rule("PCI-D-26")
 def test_window_reads_only_as_many_bytes_as_its_length(bench: DeviceBench) -> None:
     window = PciWindow(bench)
     window.write(4, 0x5A5A5A5A)
@@ -322,6 +333,7 @@ def test_window_reads_only_as_many_bytes_as_its_length(bench: DeviceBench) -> No
     assert window.read(4) == 0x5A5A0002
 
 
+@pytest.mark.rule("PCI-D-26")
 def test_any_byte_of_the_data_starts_an_access(bench: DeviceBench) -> None:
     """PCI-D-26: the whole length is read or written, whichever part the driver touches."""
     window = PciWindow(bench)
@@ -333,6 +345,7 @@ def test_any_byte_of_the_data_starts_an_access(bench: DeviceBench) -> None:
     assert bench.driver.read_pci(data + 3, 1) == 0x12
 
 
+@pytest.mark.rule("PCI-D-22", "PCI-D-26")
 def test_window_reads_isr_and_so_clears_it(bench: DeviceBench, echo: EchoDevice) -> None:
     driver = bench.driver.start()
     echo.signals.config()
