@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,6 +67,7 @@ def test_random_port_accesses_never_raise(accesses: list[tuple[int, int, int]]) 
         assert bench.driver.request(0, b"ok", 2) == b"ok"
 
 
+@pytest.mark.rule("PCI-D-11")
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.sampled_from(["change", "read"]), max_size=600))
 def test_generation_differs_whenever_something_changed_in_between(steps: list[str]) -> None:

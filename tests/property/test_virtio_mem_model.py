@@ -297,6 +297,18 @@ class DeviceAgainstModel(RuleBasedStateMachine):
                 assert self.region.access[number] is (Access.READ if readable else Access.NONE)
 
 
+@pytest.mark.rule(
+    "MEM-D-1",
+    "MEM-D-2",
+    "MEM-D-3",
+    "MEM-D-4",
+    "MEM-D-8",
+    "MEM-D-13",
+    "MEM-D-14",
+    "MEM-D-18",
+    "MEM-D-19",
+    "MEM-D-22",
+)
 @pytest.mark.parametrize(
     "fields",
     [
