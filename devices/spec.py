@@ -35,11 +35,15 @@ class DeviceSpec(VirtioOptions):
     """Options that are paths on the host."""
     modules: ClassVar[tuple[str, ...]] = ()
     """Linux modules that drive it, beside those that every guest loads."""
+    built_in: ClassVar[bool] = False
+    """Every machine has it; a spec only sets its switches."""
+    longest: ClassVar[int] = 1
+    """Descriptors of the longest chain that a driver cannot do without, outside a table."""
 
     id: str
 
     def __post_init__(self) -> None:
-        if not _ID.fullmatch(self.id) or self.id == CONSOLE_ID:
+        if not _ID.fullmatch(self.id) or (self.id == CONSOLE_ID and not self.built_in):
             raise UsageError(
                 f"device id {self.id!r} is not usable: letters, digits, '.', '_' and '-', starting"
                 f" with a letter, and not {CONSOLE_ID}, which is the machine's own"
@@ -48,6 +52,11 @@ class DeviceSpec(VirtioOptions):
             super().__post_init__()
         except UsageError as error:
             self.refuse(str(error))
+        if self.queue_size and self.queue_size < self.longest and not self.indirect_desc:
+            self.refuse(
+                f"queue-size {self.queue_size} holds no request, which takes {self.longest}"
+                " descriptors: use a larger one, or indirect_desc=on"
+            )
 
     @property
     def summary(self) -> str:

@@ -82,6 +82,10 @@ class VirtioBalloon(VirtioDevice):
         self.signals.trace("target", pages=self.num_pages)
         self.signals.config()
 
+    def sizes(self) -> dict[str, int]:
+        """What the host wants in the balloon, and what the driver says is in it; bytes."""
+        return {"requested-size": self.num_pages * PAGE, "balloon-size": self.size}
+
     def inspect(self) -> dict[str, object]:
         """Pages wanted and had, and what became of memory that came, in bytes."""
         return {
@@ -199,31 +203,38 @@ class VirtioBalloon(VirtioDevice):
             self.signals.queue(queue.index)
 
     def _handle_reports(self, queue: VirtQueue) -> None:
-        """Chains whose writable buffers are the free pages themselves (5.5.6.7)."""
-        left = _AT_ONCE
-        while left > 0:
-            if self._report is None:
-                chain = queue.pop()
-                if chain is None:
-                    break
-                self._report = chain, deque(chain.writable_parts)
-            chain, parts = self._report
-            left -= self._work_on(parts, left)
-            if not parts:
-                queue.complete(chain)
-                self._report = None
-        else:
+        """Chains whose writable buffers are the free pages themselves (5.5.6.7).
+
+        What is left of one when its turn is over comes first in the next turn.
+        """
+        left = self._continue_report(queue, _AT_ONCE)
+        for chain in queue.chains() if left > 0 else ():
+            self._report = chain, deque(chain.writable_parts)
+            left = self._continue_report(queue, left)
+            if left <= 0:
+                break
+        if left <= 0:
             self.signals.kick(queue.index)
         if queue.publish():
             self.signals.queue(queue.index)
+
+    def _continue_report(self, queue: VirtQueue, left: int) -> int:
+        """Work on the report at hand, if there is one, for `left` bytes; what is left of those."""
+        if self._report is None:
+            return left
+        chain, parts = self._report
+        while parts and left > 0:
+            left -= self._work_on(parts, left)
+        if not parts:
+            queue.complete(chain)
+            self._report = None
+        return left
 
     def _work_on(self, parts: deque[tuple[int, int]], most: int) -> int:
         """Give back at most `most` bytes of the first of `parts`; what that cost, in bytes.
 
         Pages that the driver filled with something else than zeroes must keep it (5.5.6.7.2).
         """
-        if not parts:
-            return PAGE
         gpa, length = parts.popleft()
         if length > most:
             parts.appendleft((gpa + most, length - most))

@@ -51,14 +51,16 @@ class Statistics:
         self._ask = ask
         self._buffer: Chain | None = None
         self._wanted = False
-        self._polls = 0
+        self._polling = False
+        self._timers: set[int] = set()
+        """Intervals for which a timer runs: drivers that come and go must not add any."""
 
     def poll_every(self, seconds: int) -> None:
-        """Ask now, and then every so many seconds; 0 ends it."""
+        """Ask now, and then at least every so many seconds; 0 ends it."""
         self.interval = seconds
-        self._polls += 1
-        if seconds:
-            self._poll(self._polls)
+        self._polling = seconds > 0
+        if self._polling:
+            self._poll()
 
     def handle(self, queue: VirtQueue) -> bool:
         """Take new numbers; hand the buffer back if more are wanted. Is an interrupt wanted?"""
@@ -77,18 +79,25 @@ class Statistics:
         """The buffer belongs to the driver again; nobody is left to be asked."""
         self._buffer = None
         self._wanted = False
-        self._polls += 1
+        self._polling = False
 
     def to_json(self) -> dict[str, object]:
         """As QEMU's property guest-stats."""
         return {"last-update": self.last_update, "stats": dict(self.values)}
 
-    def _poll(self, number: int) -> None:
-        if number != self._polls:
-            return  # another interval holds by now
+    def _poll(self) -> None:
         self._wanted = True
         self._ask()
-        self.later(self.interval, lambda: self._poll(number))
+        seconds = self.interval
+        if seconds not in self._timers:
+            self._timers.add(seconds)
+            self.later(seconds, lambda: self._due(seconds))
+
+    def _due(self, seconds: int) -> None:
+        """A timer has run out; perhaps nobody is to be asked any more, or at another pace."""
+        self._timers.discard(seconds)
+        if self._polling and seconds == self.interval:
+            self._poll()
 
     def _take(self, data: bytes) -> None:
         """Entries come in any order, those with unknown tags are ignored (5.5.6.3.2)."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from minivmm.devices.virtio_blk.disk import Disk
 from minivmm.devices.virtio_blk.requests import (
     MOST_DISCARDED,
     MOST_SEGMENTS,
@@ -31,7 +30,10 @@ from minivmm.virtio.queue.queue import VirtQueue
 
 QUEUE_SIZE = 128
 BATCH_BYTES = 8 * MIB
-"""A batch with so much data takes no more requests: copying it takes about a millisecond."""
+"""A batch with so much data takes no more requests: copying it takes about a millisecond.
+
+It bounds as well how long a reset waits for a batch, with the lock held.
+"""
 
 _MOST_DESCRIPTORS = 126
 """Data descriptors that we ask drivers to keep to; header and status need two more (as QEMU)."""
@@ -63,7 +65,7 @@ class VirtioBlk(VirtioDevice):
     def __init__(self, spec: VirtioBlkSpec) -> None:
         super().__init__(spec.id, spec)
         self.spec = spec
-        self.disk = Disk(spec.file, readonly=spec.readonly, name=spec.id)
+        self.disk = spec.open()
         self.failures = 0
         """Requests that were not done."""
         self._can = Abilities(
@@ -94,7 +96,8 @@ class VirtioBlk(VirtioDevice):
     def config_space(self) -> bytes:
         """struct virtio_blk_config as of now."""
         size = self.options.queue_size or QUEUE_SIZE
-        discards, zeroes = self.spec.discard, self.spec.write_zeroes
+        discards = self.spec.discard and not self.spec.readonly
+        zeroes = self.spec.write_zeroes and not self.spec.readonly
         return BlkConfig(
             capacity=self.disk.size // SECTOR,
             seg_max=max(1, min(size - 2, _MOST_DESCRIPTORS)),
@@ -105,7 +108,7 @@ class VirtioBlk(VirtioDevice):
             max_discard_seg=MOST_SEGMENTS if discards else 0,
             discard_sector_alignment=_ALIGNMENT if discards else 0,
             max_write_zeroes_sectors=MOST_ZEROED if zeroes else 0,
-            max_write_zeroes_seg=MOST_SEGMENTS if zeroes else 0,
+            max_write_zeroes_seg=int(zeroes),
             write_zeroes_may_unmap=zeroes,
         ).build()
 

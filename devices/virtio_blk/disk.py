@@ -18,6 +18,8 @@ from minivmm.spec.virtio_blk import SECTOR
 from minivmm.units import MIB, align_down
 
 _ZEROES = bytes(MIB)
+_MAGIC = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"<<< Oracle VM": "vdi"}
+"""How images begin that are not raw, and what qemu-img calls them."""
 _CANNOT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV)
 """What fallocate(2) says where there is no such operation on the file."""
 
@@ -26,15 +28,17 @@ class Disk:
     """The file at `path`, held open and locked against other machines; `name` is for messages.
 
     Raises HostError if it is missing, not a disk, write-protected (unless `readonly`), empty, not
-    whole sectors, or in use.
+    whole sectors, an image of another format (unless `raw`: take it as it is), or in use.
     """
 
-    def __init__(self, path: str, *, readonly: bool, name: str) -> None:
+    def __init__(self, path: str, *, readonly: bool, name: str, raw: bool = False) -> None:
         self._what = f"{name}: disk {path}"
         self.readonly = readonly
         self._fd = self._open(path)
         try:
             self.size = self._check_size(path)
+            if not raw:
+                self._check_format(path)
             self._lock()
         except BaseException:
             self.close()
@@ -98,6 +102,8 @@ class Disk:
         flags = os.O_CLOEXEC | (os.O_RDONLY if self.readonly else os.O_RDWR)
         try:
             mode = os.stat(path).st_mode  # noqa: PTH116 - a path may have no name that pathlib takes
+            if stat.S_ISBLK(mode) and not self.readonly:
+                flags |= os.O_EXCL  # EBUSY if this host has it mounted, open(2)
             if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
                 raise HostError(
                     f"{self._what} is no file with bytes to serve: name a regular file or a block"
@@ -115,6 +121,10 @@ class Disk:
             if not self.readonly and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise HostError(
                     f"{self._what} cannot be written: use readonly=on, or allow it (chmod u+w)"
+                ) from None
+            if error.errno == errno.EBUSY:
+                raise HostError(
+                    f"{self._what} is in use by this host: unmount it, or use readonly=on"
                 ) from None
             raise HostError(
                 f"{self._what} cannot be opened: {error.strerror}: name another file"
@@ -135,6 +145,16 @@ class Disk:
             )
         return size
 
+    def _check_format(self, path: str) -> None:
+        """What a guest wrote to such an image as if it were raw would destroy it."""
+        begin = os.pread(self._fd, SECTOR, 0)
+        for magic, kind in _MAGIC.items():
+            if begin.startswith(magic):
+                raise HostError(
+                    f"{self._what} is a {kind} image: `qemu-img convert -O raw {path} {path}.raw`"
+                    " makes a raw one; format=raw takes it as it is"
+                )
+
     def _lock(self) -> None:
         """Two machines that write to one disk destroy what is on it; many may read it."""
         kind = fcntl.LOCK_SH if self.readonly else fcntl.LOCK_EX
@@ -142,8 +162,8 @@ class Disk:
             fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             raise HostError(
-                f"{self._what} is in use by another machine: end that one, use readonly=on in all,"
-                " or copy the file"
+                f"{self._what} is in use by another disk, of this machine or another one: use"
+                " readonly=on in all of them, or copy the file"
             ) from None
         except OSError as error:
             if error.errno not in _CANNOT:  # some file systems know no locks

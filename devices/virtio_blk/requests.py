@@ -29,11 +29,11 @@ HEADER = struct.Struct("<I4xQ")
 MOST_BYTES = 32 * MIB
 """Data of one request; Linux asks for 1.25 MiB at once, and for 4 MiB since 6.14."""
 MOST_SEGMENTS = 16
-"""Ranges that one DISCARD or WRITE_ZEROES may name."""
+"""Ranges that one DISCARD may name; WRITE_ZEROES names one, as in QEMU."""
 MOST_DISCARDED = 1 << 22
 """Sectors that a segment of DISCARD may have: 2 GiB."""
 MOST_ZEROED = 1 << 17
-"""Sectors that a segment of WRITE_ZEROES may have: 64 MiB, which may have to be written."""
+"""Sectors of a WRITE_ZEROES: 64 MiB, which may have to be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,27 @@ class Request:
 
     @property
     def size(self) -> int:
-        """Bytes that have to be copied for it."""
-        return len(self.data) + (self.room if self.type == RequestType.IN else 0)
+        """Bytes that have to be copied for it, or written if the file system cannot zero them."""
+        match self.type:
+            case RequestType.IN:
+                return self.room + len(self.data)
+            case RequestType.WRITE_ZEROES if len(self.data) == Segment.SIZE:
+                return min(Segment.parse(self.data).num_sectors, MOST_ZEROED) * SECTOR
+        return len(self.data)
 
     @property
     def writes(self) -> bool:
         """Does it change the disk?"""
         return self.type in (RequestType.OUT, RequestType.WRITE_ZEROES)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request may have: ranges, sectors in each, and the flags that are known."""
+
+    segments: int
+    sectors: int
+    flags: SegmentFlags
 
 
 class Refused(Exception):
@@ -91,10 +105,11 @@ def read_request(chain: Chain) -> Request:
             f"request has {chain.readable} readable and {chain.writable} writable bytes, needs"
             f" {RequestHeader.SIZE} and 1"
         )
-    content = chain.read(RequestHeader.SIZE + MOST_BYTES)
+    too_much = max(chain.readable - RequestHeader.SIZE, chain.writable - 1) > MOST_BYTES
+    content = chain.read(RequestHeader.SIZE if too_much else None)
     kind, sector = HEADER.unpack_from(content)
     request = Request(chain, kind, sector, content[RequestHeader.SIZE :], chain.writable - 1)
-    if max(chain.readable - RequestHeader.SIZE, request.room) > MOST_BYTES:
+    if too_much:
         request.status, request.why = Status.IOERR, "more data than a request may have"
     return request
 
@@ -135,32 +150,33 @@ def _perform(request: Request, disk: Disk, can: Abilities) -> bytes:
         case RequestType.GET_ID:
             return can.serial.ljust(ID_SIZE, b"\0")[: request.room]
         case RequestType.DISCARD if can.discard:
-            for offset, length, _ in _segments(request, disk, known=0, most=MOST_DISCARDED):
+            limits = Limits(MOST_SEGMENTS, MOST_DISCARDED, SegmentFlags(0))
+            for offset, length, _ in _segments(request, disk, limits):
                 disk.discard(offset, length)
         case RequestType.WRITE_ZEROES if can.write_zeroes:
-            flag = SegmentFlags.UNMAP
-            for offset, length, flags in _segments(request, disk, known=flag, most=MOST_ZEROED):
-                disk.write_zeroes(offset, length, unmap=bool(flags & flag))
+            limits = Limits(1, MOST_ZEROED, SegmentFlags.UNMAP)
+            for offset, length, flags in _segments(request, disk, limits):
+                disk.write_zeroes(offset, length, unmap=bool(flags & SegmentFlags.UNMAP))
         case _:
             raise Refused(Status.UNSUPP, f"request type {request.type} is not offered")
     return b""
 
 
-def _segments(request: Request, disk: Disk, *, known: int, most: int) -> list[tuple[int, int, int]]:
+def _segments(request: Request, disk: Disk, limits: Limits) -> list[tuple[int, int, int]]:
     """(offset, length, flags) of all ranges, in bytes; no range is done unless all can be.
 
-    Flags other than `known` are refused, and more than `most` sectors (5.2.6.2).
+    What exceeds `limits` is refused (5.2.6.2).
     """
     _check_writable(disk)
     count, rest = divmod(len(request.data), Segment.SIZE)
-    if rest or not 1 <= count <= MOST_SEGMENTS:
+    if rest or not 1 <= count <= limits.segments:
         raise Refused(Status.IOERR, f"{len(request.data)} bytes of segments")
     found: list[tuple[int, int, int]] = []
     for start in range(0, len(request.data), Segment.SIZE):
         segment = Segment.parse(request.data[start : start + Segment.SIZE])
-        if segment.flags & ~int(known):
+        if segment.flags & ~int(limits.flags):
             raise Refused(Status.UNSUPP, f"flags {segment.flags:#x} of a segment")
-        if segment.num_sectors > most:
+        if segment.num_sectors > limits.sectors:
             raise Refused(Status.IOERR, f"a segment of {segment.num_sectors} sectors")
         length = segment.num_sectors * SECTOR
         found.append((_place(segment.sector, length, disk), length, segment.flags))

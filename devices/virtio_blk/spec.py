@@ -18,10 +18,16 @@ class VirtioBlkSpec(DeviceSpec):
     prefix: ClassVar[str] = "disk"
     paths: ClassVar[tuple[str, ...]] = ("file",)
     modules: ClassVar[tuple[str, ...]] = ("virtio_blk",)
+    longest: ClassVar[int] = 3  # header, data, status
 
     id: str = option("name of the device", default="disk0")
     file: str = option("file or block device with the disk's content")
-    format: str = choice_option("format of the file", ("raw",), default="raw")
+    format: str | None = choice_option(
+        "format of the file: raw, even if it looks like another (automatic: raw, but an image that"
+        " looks like qcow2, vmdk, vhdx or vdi is refused)",
+        ("raw",),
+        default=None,
+    )
     readonly: bool = switch_option("let the guest only read it", default=False)
     serial: str | None = option(
         f"serial number that the guest reads, at most {ID_SIZE} characters (automatic: none)",
@@ -44,4 +50,9 @@ class VirtioBlkSpec(DeviceSpec):
 
     def check_files(self) -> None:
         """Raises HostError for a file that cannot be a disk."""
-        Disk(self.file, readonly=self.readonly, name=self.id).close()
+        self.open().close()
+
+    def open(self) -> Disk:
+        """The disk. Raises HostError for a file that cannot be one."""
+        raw = self.format is not None
+        return Disk(self.file, readonly=self.readonly, name=self.id, raw=raw)

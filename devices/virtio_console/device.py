@@ -6,6 +6,7 @@ What flows through the ports is port.py's and its owner's matter; the guest agen
 from __future__ import annotations
 
 from minivmm.devices.virtio_console.port import Port
+from minivmm.devices.virtio_console.spec import VirtioConsoleSpec
 from minivmm.spec.virtio_console import (
     CONTROL_RECEIVE_QUEUE,
     CONTROL_TRANSMIT_QUEUE,
@@ -37,6 +38,7 @@ QUEUE_SIZE = 16
 """Descriptors of each queue. Linux fills receive queues with a page per descriptor: 64 KiB each."""
 
 _CONFIG = ConsoleConfig(max_nr_ports=len(PORT_NAMES)).build()
+_EMERGENCY = ConsoleConfig.OFFSETS["emerg_wr"]
 
 
 class VirtioConsole(VirtioDevice):
@@ -51,9 +53,11 @@ class VirtioConsole(VirtioDevice):
         vectors=2,
     )
 
-    def __init__(self, identifier: str = "console0") -> None:
-        super().__init__(identifier)
+    def __init__(self, spec: VirtioConsoleSpec | None = None) -> None:
+        spec = spec or VirtioConsoleSpec()
+        super().__init__(spec.id, spec)
         self._multiport = False
+        self._ports_added = False
         self.ports = tuple(self._make_port(number) for number in range(len(PORT_NAMES)))
         # Messages that wait for a buffer. Keyed, so that a driver which asks again and again but
         # never supplies buffers cannot make it grow.
@@ -61,8 +65,12 @@ class VirtioConsole(VirtioDevice):
         self._ready: set[int] = set()
 
     def offered_features(self) -> int:
-        """MULTIPORT; there is no console here whose size could change."""
-        return 1 << Feature.MULTIPORT
+        """MULTIPORT and EMERG_WRITE.
+
+        SIZE is not: specification and Linux disagree about which of rows and columns comes first
+        (5.3.6.2; Linux drivers/char/virtio_console.c, struct virtio_console_resize).
+        """
+        return 1 << Feature.MULTIPORT | 1 << Feature.EMERG_WRITE
 
     def accept_features(self, features: int) -> bool:
         """A driver without MULTIPORT has the console and nothing else."""
@@ -75,8 +83,13 @@ class VirtioConsole(VirtioDevice):
             self.ports[CONSOLE_PORT].set_guest_open(True)
 
     def config_space(self) -> bytes:
-        """max_nr_ports; sizes and emergency write belong to features that are not offered."""
+        """max_nr_ports; a size belongs to a feature that is not offered."""
         return _CONFIG
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """The driver can print a character at any time, even before all negotiation (5.3.5)."""
+        if offset == _EMERGENCY:
+            self.ports[CONSOLE_PORT].on_data(data[:1])
 
     def handle_queue(self, index: int, queue: VirtQueue) -> None:
         """Data or control messages in either direction. Raises DeviceBroken for bad rings."""
@@ -104,6 +117,7 @@ class VirtioConsole(VirtioDevice):
         """Forget the driver; owners of open ports are told that the guest closed them."""
         self._outbox.clear()
         self._ready.clear()
+        self._ports_added = False
         for port in self.ports:
             port.forget_driver()
 
@@ -163,6 +177,9 @@ class VirtioConsole(VirtioDevice):
         if not value:
             self.signals.trace("driver-failed")
             return
+        if self._ports_added:  # no port may be added that exists (5.3.6.2)
+            return
+        self._ports_added = True
         for port in self.ports:
             self._post(port.id, Event.PORT_ADD, 1)
 
@@ -184,7 +201,8 @@ class VirtioConsole(VirtioDevice):
     def _flush_outbox(self, queue: VirtQueue) -> bool:
         """Write waiting messages into the driver's buffers; True if it wants an interrupt."""
         wrote = False
-        while self._outbox and (chain := queue.pop()) is not None:
+        chains = queue.chains()  # bounded, other than popping them
+        while self._outbox and (chain := next(chains, None)) is not None:
             number, event = next(iter(self._outbox))
             message = ControlMessage(number, event, self._outbox[number, event]).build()
             if event == Event.PORT_NAME:

@@ -12,8 +12,8 @@ from minivmm.errors import DeviceBroken
 from minivmm.spec.virtio_console import receive_queue, transmit_queue
 from minivmm.virtio.queue.queue import Chain, VirtQueue
 
-MAX_CHAIN = 1 << 20
-"""Bytes taken from one guest buffer; Linux sends at most 32 KiB (64 KiB by splice) in one."""
+MOST_BYTES = 1 << 20
+"""Bytes in one buffer of the guest; Linux sends at most 32 KiB (64 KiB by splice) in one."""
 
 
 class Port:
@@ -23,6 +23,7 @@ class Port:
 
     on_data(data): the guest wrote `data`.
     on_guest_open(opened): a process of the guest opened or closed the port, or the driver vanished.
+    on_open_change(opened): the same, for whoever only tells others of it.
     on_taken(count): `count` bytes given to `send` were copied into the guest's buffers.
     on_drained(): the guest's reader has consumed everything that was sent.
     """
@@ -37,6 +38,7 @@ class Port:
         self.throttled = False
         self.on_data: Callable[[bytes], None] = lambda data: None
         self.on_guest_open: Callable[[bool], None] = lambda opened: None
+        self.on_open_change: Callable[[bool], None] = lambda opened: None
         self.on_taken: Callable[[int], None] = lambda count: None
         self.on_drained: Callable[[], None] = lambda: None
         self._kick = kick
@@ -106,10 +108,18 @@ class Port:
         return wanted
 
     def handle_transmit(self, queue: VirtQueue) -> bool:
-        """Take what the guest wrote, unless throttled; True if the driver wants an interrupt."""
+        """Take what the guest wrote, unless throttled; True if the driver wants an interrupt.
+
+        Raises DeviceBroken for a buffer that is too large to be copied at once: nothing of what a
+        guest wrote is dropped in silence.
+        """
         took = False
         for chain in iter(()) if self.throttled else queue.chains():
-            data = chain.read(MAX_CHAIN)
+            if chain.readable > MOST_BYTES:
+                raise DeviceBroken(
+                    f"port {self.id}: a buffer of {chain.readable} bytes, more than {MOST_BYTES}"
+                )
+            data = chain.read()
             queue.complete(chain)
             took = True
             self.on_data(data)
@@ -123,14 +133,18 @@ class Port:
             return
         if opened:
             self.guest_open = True
-            self.on_guest_open(True)
+            self._tell_open(True)
             self._kick(receive_queue(self.id))
         else:
             # What was written before the close comes before it; what was sent has no reader now.
             self._kick(transmit_queue(self.id))
             self.guest_open = False
             self.discard()
-            self.on_guest_open(False)
+            self._tell_open(False)
+
+    def _tell_open(self, opened: bool) -> None:
+        self.on_guest_open(opened)
+        self.on_open_change(opened)
 
     def forget_buffers(self) -> None:
         """The receive queue was reset: the driver has its buffers back, used or not."""
@@ -144,7 +158,7 @@ class Port:
         if self.guest_open:
             self.guest_open = False
             self.discard()
-            self.on_guest_open(False)
+            self._tell_open(False)
 
     def inspect(self) -> dict[str, object]:
         """State for people; sizes in bytes, buffers counted."""

@@ -35,6 +35,20 @@ class Blocks:
             return BlockState.PLUGGED
         return BlockState.MIXED if plugged else BlockState.UNPLUGGED
 
+    def find_plugged(self, first: int, count: int) -> int | None:
+        """The first plugged one of `count` blocks from `first`; None if there is none."""
+        at = self._states.find(_PLUGGED, first, first + count)
+        return None if at < 0 else at
+
+    def find_unplugged(self, first: int, count: int) -> int | None:
+        """The first unplugged one of `count` blocks from `first`; None if there is none."""
+        at = self._states.find(_UNPLUGGED, first, first + count)
+        return None if at < 0 else at
+
+    def count_plugged(self, first: int, count: int) -> int:
+        """How many of `count` blocks from `first` are plugged."""
+        return self._states.count(_PLUGGED, first, first + count)
+
     def plug(self, first: int, count: int) -> None:
         """Plug `count` unplugged blocks from `first`."""
         self._states[first : first + count] = _PLUGGED * count

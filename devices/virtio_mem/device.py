@@ -22,6 +22,7 @@ from minivmm.devices.virtio_mem.service import Service
 from minivmm.devices.virtio_mem.shortage import Shortage
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.devices.virtio_mem.state import Range, RegionState
+from minivmm.devices.virtio_mem.tap import tell_requests
 from minivmm.errors import UsageError
 from minivmm.memory.guest import GuestMemory
 from minivmm.memory.layout import Window
@@ -30,6 +31,7 @@ from minivmm.spec.virtio_mem import DEVICE_ID, Feature, MemConfig
 from minivmm.virtio.device import DeviceTraits, Signals, VirtioDevice
 from minivmm.virtio.errands import Errands
 from minivmm.virtio.queue.queue import VirtQueue
+from minivmm.virtio.tap import Tap
 
 _INSPECT_RANGES = 32
 """Most plugged ranges that inspect() lists."""
@@ -61,7 +63,7 @@ class VirtioMem(VirtioDevice):
         self.on_size_change: Callable[[int], None] = lambda _size: None
         """Called with the new plugged_size whenever it changed."""
         self.activity = Activity()
-        self.ledger = Ledger(self.activity)
+        self.ledger = Ledger(self.activity, spec.block_size)
         self.shortage = Shortage(region.room_for, self.kick)
         self._told_size = 0
         self._guarded_for: int | None = None
@@ -129,7 +131,9 @@ class VirtioMem(VirtioDevice):
         self._guard_unplugged()
         self.activity.target_changed(size)
         self.shortage.over()
-        self.signals.trace("resize", requested=size, usable=state.usable_region_size)
+        self.signals.trace(
+            "resize", **{"requested-size": size, "usable-size": state.usable_region_size}
+        )
         self.kick()
 
     def kick(self) -> None:
@@ -185,6 +189,19 @@ class VirtioMem(VirtioDevice):
             on_change=self._on_change,
         )
         self._guard_unplugged()
+
+    def follow(self, tap: Tap | None) -> None:
+        """Tell what requests ask for, and what they cost the host, or no longer."""
+        base, block = self.window.base, self.block_size
+        tell_requests(self._service, self._host, self.signals, tap, base=base, block=block)
+
+    def sizes(self) -> dict[str, int]:
+        """What is plugged, what is wanted, and where it may be plugged; bytes."""
+        return {
+            "plugged-size": self.plugged_size,
+            "requested-size": self.requested_size,
+            "usable-size": self.usable_region_size,
+        }
 
     def offered_features(self) -> int:
         """ACPI_PXM (the SRAT always tells our node) and, unless off, UNPLUGGED_INACCESSIBLE.

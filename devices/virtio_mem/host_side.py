@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 from minivmm.devices.virtio_mem.state import Range
 from minivmm.memory.guest import GuestMemory, Slot
@@ -37,6 +38,16 @@ class Work:
     undo: Callable[[], None] = _nothing
 
 
+class Host(Protocol):
+    """Who knows what a request costs the host."""
+
+    def plug(self, offset: int, length: int) -> Work:
+        """Give [offset, offset + length) to the guest."""
+
+    def unplug(self, shown: Sequence[Range], whole: Range) -> Work:
+        """Take `shown` (what is plugged) from the guest, and discard `whole`, which contains it."""
+
+
 class HostSide:
     """The host side of `slot`'s region: `populate` on plug, and keep unplugged memory guarded."""
 
@@ -44,7 +55,8 @@ class HostSide:
         self._memory = memory
         self._slot = slot
         self._populate = populate
-        self._guarded = guarded
+        self.guarded = guarded
+        """Is unplugged memory protected?"""
         self._readable = 0
 
     @property
@@ -101,18 +113,18 @@ class HostSide:
         `unplugged` is all of it. Raises OSError if the host refuses (MEM-D-20).
         """
         self._readable = readable
-        if self._guarded:
+        if self.guarded:
             for piece in unplugged:
                 self._forbid(*piece)
         self._memory.readable_changed(self._slot)
 
     def _allow(self, offset: int, length: int) -> None:
-        if self._guarded:
+        if self.guarded:
             self._region.protect(offset, length, Access.ALL)
 
     def _forbid(self, offset: int, length: int) -> None:
         """Unplugged memory cannot be written, nor read where nobody has a right to."""
-        if not self._guarded:
+        if not self.guarded:
             return
         readable = min(max(self._readable - offset, 0), length)
         if readable:

@@ -171,7 +171,7 @@ class Intruders:
         )
         self.count += 1
         self.recent.append(intrusion)
-        self._trace("intrusion", what=str(intrusion))
+        self._trace("intrusion", what=str(intrusion), **_facts(intrusion))
         self.on_intrusion(intrusion)
 
     def _first_unplugged(self, offset: int, size: int) -> int:
@@ -189,3 +189,16 @@ class Intruders:
             if first <= block < first + count:
                 return now - then
         return None
+
+
+def _facts(intrusion: Intrusion) -> dict[str, object]:
+    """What an event tells of it beside the text; only what is known."""
+    facts: dict[str, object] = {
+        "gpa": intrusion.gpa,
+        "size": intrusion.size,
+        "block": intrusion.block,
+        "vcpu": intrusion.vcpu,
+        "rip": None if intrusion.rip is None else f"{intrusion.rip:#x}",
+        "write": intrusion.write,
+    }
+    return {key: value for key, value in facts.items() if value is not None}

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 
-from minivmm.devices.virtio_mem import answers
 from minivmm.devices.virtio_mem.activity import Activity
 from minivmm.spec.virtio_mem import MemRequest, RequestType, ResponseType
 from minivmm.virtio.device import Signals
+
+MOVES = 256
+"""Requests remembered that changed blocks; Linux plugs 128 MiB with one."""
+
+
+_NAMES = {int(kind): kind.name for kind in RequestType}
+
+
+def asked_for(request: MemRequest, block_size: int) -> dict[str, object]:
+    """What `request` asks for, as events tell it: type, gpa, blocks, and their size in bytes."""
+    kind, blocks = request.type, request.nb_blocks
+    if kind not in _NAMES:
+        return {"type": kind}
+    if kind == RequestType.UNPLUG_ALL:
+        return {"type": _NAMES[kind]}
+    return {
+        "type": _NAMES[kind],
+        "gpa": request.addr,
+        "blocks": blocks,
+        "size": blocks * block_size,
+    }
 
 
 class Ledger:
     """The answers of one device since it was made."""
 
-    def __init__(self, activity: Activity) -> None:
+    def __init__(self, activity: Activity, block_size: int) -> None:
         self._activity = activity
+        self._block_size = block_size
         self._counts: Counter[tuple[str, str]] = Counter()
+        self.moves: deque[tuple[float, MemRequest]] = deque(maxlen=MOVES)
+        """The last acknowledged requests that changed blocks, and the activity's time of each."""
 
     def enter(
         self,
@@ -27,17 +50,16 @@ class Ledger:
         why: str = "",
     ) -> None:
         """`request` got `answer`, for the reason `why`; now `plugged` bytes are plugged."""
-        known = request.type in answers.TABLE
-        asked = RequestType(request.type).name if known else "UNKNOWN"
+        asked = _NAMES.get(request.type, "UNKNOWN")
         self._counts[asked, answer.name] += 1
         self._activity.answered(request.type, answer, request.nb_blocks, why)
-        fields: dict[str, object] = {"type": asked if known else request.type}
-        if known and request.type != RequestType.UNPLUG_ALL:
-            fields |= {"addr": f"{request.addr:#x}", "blocks": request.nb_blocks}
+        if answer is ResponseType.ACK and request.type != RequestType.STATE:
+            self.moves.append((self._activity.clock(), request))
+        fields = asked_for(request, self._block_size)
         fields |= {"answer": answer.name, "plugged": plugged}
         if why:
             fields["why"] = why
-        signals.trace("request", **fields)
+        signals.trace("answer", **fields)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """How often each request got each answer: {"PLUG": {"ACK": 3}}."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from minivmm.devices.virtio_mem import answers, messages
-from minivmm.devices.virtio_mem.host_side import HostSide, Work
+from minivmm.devices.virtio_mem.host_side import Host, Work
 from minivmm.devices.virtio_mem.ledger import Ledger
 from minivmm.devices.virtio_mem.shortage import Shortage
 from minivmm.devices.virtio_mem.state import Range, RegionState
@@ -44,12 +44,15 @@ class _Pending:
 
 
 class Service:
-    """`on_change` is called when blocks changed, before the answer, with what was unplugged."""
+    """`on_change` is called when blocks changed, before the answer, with what was unplugged.
+
+    `host`, `signals` and `read_request` may be replaced between requests (tap.py).
+    """
 
     def __init__(
         self,
         state: RegionState,
-        host: HostSide,
+        host: Host,
         signals: Signals,
         *,
         ledger: Ledger,
@@ -58,8 +61,9 @@ class Service:
     ) -> None:
         self.errands: Errands = Inline()
         self._state = state
-        self._host = host
-        self._signals = signals
+        self.host = host
+        self.signals = signals
+        self.read_request = messages.read_request
         self._ledger = ledger
         self._shortage = shortage
         self._on_change = on_change
@@ -80,7 +84,7 @@ class Service:
                 return  # its end has the queue handled again
             self._conclude()
         for chain in queue.chains():
-            self._begin(_Exchange(queue, chain, messages.read_request(chain)))
+            self._begin(_Exchange(queue, chain, self.read_request(chain)))
             if self._pending:
                 return
 
@@ -92,7 +96,7 @@ class Service:
 
     def unplug_everything(self) -> OSError | HostError | None:
         """Without being asked by a driver: the machine resets. What the host refused, if it did."""
-        work = self._host.unplug(self._plugged(), (0, self._state.window.size))
+        work = self.host.unplug(self._plugged(), (0, self._state.window.size))
         error = _attempt(work.prepare) or _attempt(work.aside)
         if error:
             self._undo(work)
@@ -122,11 +126,11 @@ class Service:
             if not state.blocks.plugged_size:
                 return Work(0)
             # All plugged blocks lie in the usable region, so nothing else need be walked.
-            return self._host.unplug(self._plugged(), (0, state.usable_region_size))
+            return self.host.unplug(self._plugged(), (0, state.usable_region_size))
         piece = (request.addr - state.window.base, request.nb_blocks * state.block_size)
         if request.type == RequestType.PLUG:
-            return self._host.plug(*piece)
-        return self._host.unplug([piece], piece)
+            return self.host.plug(*piece)
+        return self.host.unplug([piece], piece)
 
     def _plugged(self) -> list[Range]:
         return list(self._state.plugged_ranges(0, self._state.window.size))
@@ -135,7 +139,7 @@ class Service:
         self._state.leaving = work.leaving
         error = _attempt(work.prepare)
         if error is None and work.length > _AT_ONCE:
-            job = self.errands.aside(work.aside, lambda: self._signals.kick(0))
+            job = self.errands.aside(work.aside, lambda: self.signals.kick(0))
             self._pending = _Pending(exchange, work, job)
             if job.over:
                 self._conclude()
@@ -169,7 +173,7 @@ class Service:
         """A host that refuses this as well has the last word; an audit shows what it kept."""
         error = _attempt(work.undo)
         if error:
-            self._signals.trace("not-undone", why=str(error))
+            self.signals.trace("not-undone", why=str(error))
 
     def _change_blocks(self, request: MemRequest) -> None:
         state = self._state
@@ -189,12 +193,12 @@ class Service:
         why: str = "",
     ) -> None:
         plugged = self._state.blocks.plugged_size
-        self._ledger.enter(self._signals, exchange.request, answer, plugged=plugged, why=why)
+        self._ledger.enter(self.signals, exchange.request, answer, plugged=plugged, why=why)
         response = messages.response(answer, state)
         exchange.chain.write(response)
         exchange.queue.complete(exchange.chain, len(response))
         if exchange.queue.publish():
-            self._signals.queue(exchange.queue.index)
+            self.signals.queue(exchange.queue.index)
 
 
 def _attempt(step: Callable[[], None]) -> OSError | HostError | None:

@@ -35,6 +35,7 @@ class VirtioMemSpec(DeviceSpec):
 
     prefix: ClassVar[str] = "vmem"
     paths: ClassVar[tuple[str, ...]] = ("path",)
+    longest: ClassVar[int] = 2  # request and response
 
     id: str = option("name of the device", default="vmem0")
     size: int = size_option("most memory that the guest can have from it")

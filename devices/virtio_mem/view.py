@@ -5,6 +5,7 @@ Sizes and addresses are bytes, times are seconds before now, None stands for "ne
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from minivmm.devices.virtio_mem.activity import Activity, Run
@@ -38,6 +39,8 @@ class Surroundings:
     """As the guest calls the function: 0000:00:02.0."""
     running: bool = True
     """Do the vCPUs run?"""
+    queues: tuple[Mapping[str, object], ...] = ()
+    """Live queues: "index", and what each format tells of itself (VirtQueue.inspect)."""
 
 
 @dataclass(frozen=True, kw_only=True)

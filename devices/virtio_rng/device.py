@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from minivmm.devices.virtio_rng.spec import VirtioRngSpec
 from minivmm.spec.virtio_rng import DEVICE_ID, REQUEST_QUEUE
@@ -27,6 +28,8 @@ class VirtioRng(VirtioDevice):
     def __init__(self, spec: VirtioRngSpec) -> None:
         super().__init__(spec.id, spec)
         self.spec = spec
+        self.source: Callable[[int], bytes] = os.urandom
+        """Gives so many random bytes; tests that must repeat put their own here."""
         self.given = 0
         """Random bytes that the guest was given in all."""
         self._left = spec.max_bytes
@@ -43,7 +46,7 @@ class VirtioRng(VirtioDevice):
         """
         for chain in queue.chains() if self._left != 0 else ():
             size = min(chain.writable, MOST_BYTES, self._left or MOST_BYTES)
-            chain.write(os.urandom(size))
+            chain.write(self.source(size))
             queue.complete(chain, size)
             self._spend(size)
             if self._left == 0:

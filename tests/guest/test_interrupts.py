@@ -1,48 +1,35 @@
 """Interrupts as stock kernels see them: pins by the I/O APIC, shared lines, messages that move.
 
-6.12 has a device without MSI-X beside others; 6.1 is told to use pins for all.
+One guest per kernel has pins only, for each type of device; messages on all sorts of rings are
+test_rings.py's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from harness import Guest
+from interrupt_rows import interrupts
+from matrix_guest import (
+    ACCESS_PLATFORM,
+    BLOCK,
+    COMMON,
+    EVENT_IDX,
+    INDIRECT_DESC,
+    PACKED,
+    Case,
+    Matrix,
+)
 
-MIB = 1 << 20
-BLOCK = 128 * MIB
-"""What Linux adds and removes at once."""
-
-DEVICES = 8
-"""Slots 2 to 9: the last one shares its line with the console in slot 1."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of /proc/interrupts: counts by CPU, where it comes from, the names of its users."""
-
-    number: int
-    counts: tuple[int, ...]
-    origin: str
-    users: tuple[str, ...]
-
-
-def interrupts(guest: Guest) -> dict[str, Line]:
-    """Rows by user; a shared row stands under each of them."""
-    text = guest.shell("cat /proc/interrupts")
-    cpus = len(text.splitlines()[0].split())
-    found: dict[str, Line] = {}
-    for row in text.splitlines()[1:]:
-        name, *words = row.split()
-        if not name[:-1].isdigit():
-            continue
-        # The users come last, behind the chip and the kind; names of ours have no blanks.
-        users = tuple(word.rstrip(",") for word in words[cpus:] if word.startswith("virtio"))
-        origin = " ".join(words[cpus : len(words) - len(users)])
-        line = Line(int(name[:-1]), tuple(map(int, words[:cpus])), origin, users)
-        found |= dict.fromkeys(users, line)
-    return found
+PIN_CASES = {
+    "split": Case(""),
+    "packed": Case("packed=on,iommu_platform=on", COMMON | {PACKED, ACCESS_PLATFORM}),
+    "packed-slow": Case("packed=on,ioeventfd=off,event_idx=off", COMMON - {EVENT_IDX} | {PACKED}),
+    "split-plain": Case("event_idx=off,indirect_desc=off", COMMON - {EVENT_IDX, INDIRECT_DESC}),
+}
+MASKED = ("split", "packed")
+"""On 6.1 these have MSI-X, which the kernel is told not to use."""
 
 
 def grow_and_shrink(guest: Guest, identifier: str) -> None:
@@ -106,22 +93,29 @@ def check_function_reset(guest: Guest) -> None:
     grow_and_shrink(guest, "vmem1")
 
 
-@pytest.mark.parametrize("kernel", ["6.1"])
-def test_pins_alone_carry_a_guest_even_on_a_shared_line(kernel: str) -> None:
-    devices = [f"--device=virtio-mem-pci,id=vmem{n},size=512M" for n in range(DEVICES)]
-    with Guest("-k", kernel, "--append", "pci=nomsi", *devices) as guest:
-        found = interrupts(guest)
-        assert {line.origin for line in found.values()} == {
+def without_vectors(case: Case) -> Case:
+    return Case(",".join(filter(None, [case.switches, "vectors=0"])), case.features)
+
+
+def test_pins_alone_carry_every_device_even_on_shared_lines(kernel: str, tmp_path: Path) -> None:
+    cases, words = {name: without_vectors(case) for name, case in PIN_CASES.items()}, []
+    if kernel == "6.1":
+        words = ["--append", "pci=nomsi"]
+        cases |= {name: PIN_CASES[name] for name in MASKED}
+    balloon, console = cases["packed-slow"], cases["split-plain"]
+    matrix = Matrix(tmp_path, cases, balloon=balloon, console=console)
+    with Guest("-k", kernel, *words, *matrix.options()) as guest:
+        found = matrix.check_negotiated(guest)
+        names = {one.linux for one in found.values()}
+        before = interrupts(guest)
+        assert before.keys() == names
+        assert {line.origin for line in before.values()} == {
             f"IO-APIC {gsi}-fasteoi" for gsi in range(16, 24)
         }
-        assert set(found["virtio0"].users) == {"virtio0", f"virtio{DEVICES}"}
-        before = sum(found["virtio1"].counts)
+        assert max(len(line.users) for line in before.values()) > 1
 
-        guest.resize(vmem0=BLOCK, vmem7=BLOCK)
-        assert guest.shell("dd if=/dev/zero bs=64k count=64 2>/dev/null | wc -c") == "4194304"
-        assert len(guest.run("dd", "if=/dev/zero", "bs=64k", "count=16").stdout) == MIB
-        guest.resize(vmem0=0, vmem7=0)
+        matrix.work(guest)
 
         after = interrupts(guest)
-        assert sum(after["virtio1"].counts) > before
+        assert all(sum(after[name].counts) > sum(before[name].counts) for name in names)
         assert guest.shell("dmesg | grep -ci 'nobody cared' || true") == "0"

@@ -92,6 +92,16 @@ def test_a_disk_is_what_it_was_said_to_be(guest: Guest) -> None:
     assert guest.run("dd", "if=/dev/zero", "of=/dev/vdb", "count=1").status != 0
 
 
+def test_the_guest_switches_the_cache_off_and_on(guest: Guest) -> None:
+    at = "/sys/block/vda/cache_type"
+
+    guest.shell(f"echo 'write through' >{at}")
+    off = model(guest, "disk0")["writeback"]
+    guest.shell(f"echo 'write back' >{at}")
+
+    assert (off, model(guest, "disk0")["writeback"]) == (False, True)
+
+
 def test_discarded_blocks_are_freed_and_read_zeroes(guest: Guest, disk: Path) -> None:
     guest.shell(
         "mount /dev/vda /mnt; dd if=/dev/urandom of=/mnt/random bs=1M count=16 2>/dev/null;"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from minivmm.devices.virtio_console.device import VirtioConsole
@@ -18,29 +16,11 @@ from minivmm.spec.virtio_console import (
 from minivmm.spec.virtio_mem import MemRequest, MemResponse, RequestType, ResponseType
 from minivmm.testing.driver import DeviceBench, VirtioPciDriver
 from minivmm.testing.mem_bench import make_device
+from minivmm.testing.slow_host import SlowHost
 from minivmm.units import GIB, MIB
 
 
-class SlowHost:
-    """Errands: work begins when somebody waits for it."""
-
-    error = None
-
-    def __init__(self) -> None:
-        self.over = True
-
-    def aside(self, work: Callable[[], None], done: Callable[[], None]) -> SlowHost:
-        self._work, self.over = work, False
-        return self
-
-    def wait(self) -> None:
-        self._work()
-        self.over = True
-
-    def later(self, seconds: float, look: Callable[[], None]) -> None:
-        raise AssertionError("nothing is short")
-
-
+@pytest.mark.rule("GEN-D-7")
 @pytest.mark.parametrize("packed", [False, True])
 def test_memory_request_that_the_host_works_on_is_finished_but_not_answered(packed: bool) -> None:
     device = make_device(size=GIB, requested_size=256 * MIB, prealloc=True, packed=packed)
@@ -68,6 +48,7 @@ def give_buffers(driver: VirtioPciDriver, index: int) -> list[bytes]:
     return [used.data for _ in range(4) for used in driver.submit(index, writable=(64,))]
 
 
+@pytest.mark.rule("GEN-D-7")
 def test_console_input_goes_to_the_buffers_of_the_new_queue_only() -> None:
     console = VirtioConsole()
     index = receive_queue(1)

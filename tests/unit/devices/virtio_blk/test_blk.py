@@ -256,7 +256,8 @@ def _unsupported(fd: int, offset: int, length: int) -> None:
         (RequestType.DISCARD, b"", Status.IOERR),
         (RequestType.DISCARD, segment(0, 1) * 17, Status.IOERR),
         (RequestType.WRITE_ZEROES, segment(0, 2**32 - 1), Status.IOERR),
-        (RequestType.WRITE_ZEROES, segment(0, 1) + segment(SECTORS, 1), Status.IOERR),
+        (RequestType.WRITE_ZEROES, segment(0, 1) + segment(1, 1), Status.IOERR),
+        (RequestType.DISCARD, segment(0, 1) + segment(SECTORS, 1), Status.IOERR),
     ],
 )
 def test_bad_segments_change_nothing(
@@ -377,6 +378,25 @@ def test_requests_wait_while_a_batch_is_at_work(bench: DeviceBench) -> None:
     assert [used.buffer[:-1] for used in first] == [sector(1)]
     assert [used.buffer[:-1] for used in others] == [sector(2), sector(3)]
     assert len(held.jobs) == 2
+
+
+def test_a_batch_has_a_bounded_amount_of_zeroes_to_write(
+    bench: DeviceBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reset waits for the batch, and a file system without fallocate(2) has to write them."""
+    monkeypatch.setattr("minivmm.devices.virtio_blk.device.BATCH_BYTES", 64 * SECTOR)
+    held, ring = Held(), bench.driver.queues[0]
+    bench.device.use(held)
+    header = RequestHeader(RequestType.WRITE_ZEROES, 0, 0).build()
+    for _ in range(4):
+        ring.add([header, segment(0, 32)], [1])
+    bench.driver.kick(0)
+
+    held.jobs[0].end()
+    first = len(ring.collect())
+    held.jobs[1].end()
+
+    assert (first, len(ring.collect())) == (2, 2)
 
 
 def test_a_reset_finishes_writes_and_answers_nobody(bench: DeviceBench, file: Path) -> None:

@@ -12,6 +12,8 @@ from minivmm.devices.virtio_console.device import (
     QUEUE_SIZE,
     VirtioConsole,
 )
+from minivmm.devices.virtio_console.spec import VirtioConsoleSpec
+from minivmm.errors import UsageError
 from minivmm.spec.virtio import DeviceStatus, Feature
 from minivmm.spec.virtio_console import (
     CONTROL_RECEIVE_QUEUE,
@@ -23,6 +25,7 @@ from minivmm.spec.virtio_console import (
     receive_queue,
     transmit_queue,
 )
+from minivmm.spec.virtio_pci import CapabilityType
 from minivmm.testing.driver import DeviceBench, VirtioPciDriver
 
 PAGE = 4096
@@ -102,6 +105,71 @@ def test_port_0_is_a_console(bench: Bench) -> None:
     told = [(m.id, m.event, m.value) for m, _ in hear(b.driver)]
 
     assert (CONSOLE_PORT, Event.CONSOLE_PORT, 1) in told
+
+
+def test_ports_are_added_once_in_the_life_of_a_driver(bench: Bench) -> None:
+    _, b = bench
+    start(b.driver)
+    hear(b.driver)
+
+    say(b.driver, NO_PORT, Event.DEVICE_READY)
+    again = hear(b.driver)
+    start(b.driver)
+    new_driver = hear(b.driver)
+
+    assert again == []
+    assert [m.event for m, _ in new_driver] == [Event.PORT_ADD] * len(PORT_NAMES)
+
+
+def test_a_character_is_printed_at_any_time_whatever_became_of_the_queues(bench: Bench) -> None:
+    console, b = bench
+    got: list[bytes] = []
+    console.ports[CONSOLE_PORT].on_data = got.append
+    at = ConsoleConfig.OFFSETS["emerg_wr"]
+    b.driver.probe()
+
+    b.driver.write(CapabilityType.DEVICE, at, 4, 0x1234_5641)
+    b.driver.start()
+    b.driver.write(CapabilityType.DEVICE, at, 1, ord("B"))
+    b.driver.write(CapabilityType.DEVICE, 0, 4, ord("x"))
+    b.driver.queues[CONTROL_TRANSMIT_QUEUE].add_at([(1 << 40, 8)])
+    b.driver.kick(CONTROL_TRANSMIT_QUEUE)
+    b.driver.write(CapabilityType.DEVICE, at, 4, ord("C"))
+
+    assert DeviceStatus.NEEDS_RESET in b.driver.status
+    assert got == [b"A", b"B", b"C"]
+    assert b.driver.read_config(ConsoleConfig.SIZE) == ConsoleConfig(max_nr_ports=11).build()
+
+
+def test_a_buffer_too_large_to_be_copied_breaks_the_device_rather_than_losing_data(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console, b = bench
+    got: list[bytes] = []
+    console.ports[CONSOLE_PORT].on_data = got.append
+    monkeypatch.setattr("minivmm.devices.virtio_console.port.MOST_BYTES", 8)
+    b.driver.start()
+
+    b.driver.submit(transmit_queue(CONSOLE_PORT), b"12345678")
+    b.driver.submit(transmit_queue(CONSOLE_PORT), b"1234567", b"89")
+
+    assert got == [b"12345678"]
+    assert "a buffer of 9 bytes, more than 8" in b.function.transport.trouble
+
+
+def test_the_users_switches_are_those_of_the_machines_console() -> None:
+    console = VirtioConsole(VirtioConsoleSpec(packed=True, event_idx=False, vectors=0))
+    with DeviceBench(console) as b:
+        start(b.driver)
+
+        assert b.driver.has(Feature.RING_PACKED) and not b.driver.has(Feature.EVENT_IDX)
+        assert b.driver.vectors == 0
+        assert len(hear(b.driver)) == len(PORT_NAMES)
+
+
+def test_a_machine_has_one_console() -> None:
+    with pytest.raises(UsageError, match="foo: a machine has one console, console0"):
+        VirtioConsoleSpec(id="foo")
 
 
 def test_ports_are_added_then_named_and_opened(bench: Bench) -> None:

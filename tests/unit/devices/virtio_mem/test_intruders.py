@@ -85,6 +85,7 @@ def test_memory_plugged_meanwhile_is_served(yard: Yard, size: int) -> None:
     assert yard.told == []
 
 
+@pytest.mark.rule("MEM-D-20")
 def test_reads_are_no_intrusion_where_they_are_allowed(yard: Yard) -> None:
     yard.occupancy.readable = 2 * BLOCK
 

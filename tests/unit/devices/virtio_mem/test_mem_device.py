@@ -66,11 +66,11 @@ def test_unplugged_inaccessible_is_offered_unless_off(
     assert not features & Feature.PERSISTENT_SUSPEND
 
 
+@pytest.mark.rule("MEM-D-12")
 @pytest.mark.parametrize(("setting", "accepted"), [("auto", True), ("on", False), ("off", True)])
 def test_driver_without_the_promise_is_refused_only_if_insisted(
     make: Make, setting: str, accepted: bool
 ) -> None:
-    """MEM-D-12."""
     device = make(unplugged_inaccessible=setting)
 
     assert device.accept_features(1 << 32 | Feature.ACPI_PXM) == accepted
@@ -83,8 +83,8 @@ def test_driver_with_the_promise_is_accepted(make: Make) -> None:
 # -- requests ------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("MEM-D-3", "MEM-D-29")
 def test_plug_is_acknowledged_and_counted(device: VirtioMem, driver: MemDriver) -> None:
-    """MEM-D-3, MEM-D-29."""
     assert driver.plug(0, 3) is ACK
 
     assert device.plugged_size == 3 * BLOCK
@@ -92,6 +92,7 @@ def test_plug_is_acknowledged_and_counted(device: VirtioMem, driver: MemDriver) 
     assert driver.state(0, 3) is BlockState.PLUGGED
 
 
+@pytest.mark.rule("MEM-D-27")
 def test_plug_overlapping_plugged_blocks_changes_nothing(
     device: VirtioMem, driver: MemDriver
 ) -> None:
@@ -105,8 +106,8 @@ def test_plug_overlapping_plugged_blocks_changes_nothing(
     assert list(device.blocks.plugged_ranges()) == [(4, 2)]
 
 
+@pytest.mark.rule("MEM-D-3", "MEM-D-35")
 def test_unplug_is_acknowledged_and_counted(device: VirtioMem, driver: MemDriver) -> None:
-    """MEM-D-35."""
     driver.plug(0, 8)
 
     assert driver.unplug(2, 3) is ACK
@@ -116,10 +117,10 @@ def test_unplug_is_acknowledged_and_counted(device: VirtioMem, driver: MemDriver
     assert driver.state(0, 8) is BlockState.MIXED
 
 
+@pytest.mark.rule("MEM-D-33")
 def test_unplug_of_partly_unplugged_range_changes_nothing(
     device: VirtioMem, driver: MemDriver
 ) -> None:
-    """MEM-D-33."""
     driver.plug(0, 4)
 
     assert driver.unplug(2, 4) is ERROR
@@ -127,6 +128,7 @@ def test_unplug_of_partly_unplugged_range_changes_nothing(
     assert device.plugged_size == 4 * BLOCK
 
 
+@pytest.mark.rule("MEM-D-39", "MEM-D-40")
 def test_unplug_all_is_idempotent(device: VirtioMem, driver: MemDriver) -> None:
     """MEM-D-39, MEM-D-40, reference A.8-9."""
     driver.plug(0, 4)
@@ -139,8 +141,8 @@ def test_unplug_all_is_idempotent(device: VirtioMem, driver: MemDriver) -> None:
     assert driver.state(0, 32) is BlockState.UNPLUGGED
 
 
+@pytest.mark.rule("MEM-D-45", "MEM-D-46")
 def test_state_of_a_range(driver: MemDriver) -> None:
-    """MEM-D-45, MEM-D-46."""
     driver.plug(8, 8)
 
     assert driver.state(8, 8) is BlockState.PLUGGED
@@ -173,6 +175,7 @@ def test_unknown_request_is_answered_and_the_device_works_on(driver: MemDriver) 
 # -- the host refuses ----------------------------------------------------------------------------
 
 
+@pytest.mark.rule("MEM-D-34", "MEM-D-38")
 def test_unplug_that_the_host_refuses_is_busy_and_changes_nothing(
     device: VirtioMem, driver: MemDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,10 +190,10 @@ def test_unplug_that_the_host_refuses_is_busy_and_changes_nothing(
     assert driver.state(0, 4) is BlockState.PLUGGED
 
 
+@pytest.mark.rule("MEM-D-8", "MEM-D-38")
 def test_refused_unplug_all_does_not_shrink_the_usable_region(
     device: VirtioMem, driver: MemDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MEM-D-8."""
     driver.plug(0)
     device.set_requested_size(0)
     monkeypatch.setattr(device.region, "discard", refuse)
@@ -209,6 +212,7 @@ def test_unplug_all_of_nothing_is_never_busy(
     assert driver.unplug_all() is ACK
 
 
+@pytest.mark.rule("MEM-D-45")
 def test_state_is_answered_while_the_host_refuses(
     device: VirtioMem, driver: MemDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ def test_all_requests_by_ring(driver: MemDriver) -> None:
     assert driver.state(0, 8) is BlockState.UNPLUGGED
 
 
+@pytest.mark.rule("SPL-D-1")
 def test_request_and_answer_in_single_bytes(bench: DeviceBench, device: VirtioMem) -> None:
     """SPL-D-1: 24 descriptors of one byte each, and 10 for the answer."""
     request = plug_request(device, 7, 2)
@@ -141,8 +142,8 @@ def test_short_buffers_need_a_reset_and_reset_heals(
     assert driver.state(0, 4) is BlockState.PLUGGED
 
 
+@pytest.mark.rule("MEM-D-9", "PCI-D-11")
 def test_new_target_interrupts_and_can_be_read(bench: DeviceBench, device: VirtioMem) -> None:
-    """MEM-D-9."""
     generation = bench.driver.get("config_generation")
 
     device.set_requested_size(512 * MIB)
@@ -152,6 +153,7 @@ def test_new_target_interrupts_and_can_be_read(bench: DeviceBench, device: Virti
     assert MemConfig.parse(bench.driver.read_config(56)).requested_size == 512 * MIB
 
 
+@pytest.mark.rule("MEM-D-10", "PCI-D-11")
 def test_plugging_moves_the_generation_without_an_interrupt(
     bench: DeviceBench, driver: MemDriver
 ) -> None:
@@ -190,6 +192,7 @@ def test_features_offered_by_default(bench: DeviceBench) -> None:
     assert offered & 0xFF_FFFF == Feature.ACPI_PXM | Feature.UNPLUGGED_INACCESSIBLE
 
 
+@pytest.mark.rule("MEM-D-12")
 @pytest.mark.parametrize(
     "fields",
     [{"unplugged_inaccessible": "on"}, {"backing": "memfd"}, {"backing": "hugetlb"}],
@@ -215,6 +218,7 @@ def test_old_driver_can_use_a_device_that_does_not_insist(setting: str) -> None:
         assert bench.driver.request(0, plug_request(device, 0, 1), 10) == bytes(10)
 
 
+@pytest.mark.rule("MEM-D-13", "MEM-D-14")
 def test_device_reset_keeps_blocks_content_and_sizes(
     bench: DeviceBench, device: VirtioMem, driver: MemDriver
 ) -> None:
@@ -233,6 +237,7 @@ def test_device_reset_keeps_blocks_content_and_sizes(
     assert driver.unplug_all() is ACK
 
 
+@pytest.mark.rule("MEM-D-21", "MEM-D-22")
 def test_system_reset_unplugs(bench: DeviceBench, device: VirtioMem, driver: MemDriver) -> None:
     driver.plug(0, 8)
     bench.memory.write(driver.address(7), b"precious")
@@ -318,8 +323,9 @@ def test_requests_are_traced_under_the_name_of_the_device(
 ) -> None:
     driver.plug(0, 4)
 
-    (event,) = bench.events("request")
+    (event,) = bench.events("answer")
 
-    assert str(event) == "vmem0 request type=PLUG addr=0x100000000 blocks=4 answer=ACK" + (
+    assert str(event) == (
+        f"vmem0 answer type=PLUG gpa=0x100000000 blocks=4 size={4 * BLOCK} answer=ACK"
         f" plugged={4 * BLOCK}"
     )

@@ -44,8 +44,8 @@ def test_unplug_gives_written_blocks_back(
     assert device.resident() == 0
 
 
+@pytest.mark.rule("MEM-D-18")
 def test_unplug_leaves_neighbours_alone(driver: MemDriver, memory: GuestMemory) -> None:
-    """MEM-D-18."""
     driver.plug(0, 3)
     fill(memory, driver, 0, 3, b"x")
 
@@ -68,6 +68,7 @@ def test_unplug_all_gives_everything_back(
     assert device.resident() == 0
 
 
+@pytest.mark.rule("MEM-D-17")
 def test_block_reads_as_zero_after_it_was_plugged_again(
     driver: MemDriver, memory: GuestMemory
 ) -> None:
@@ -82,8 +83,8 @@ def test_block_reads_as_zero_after_it_was_plugged_again(
     assert memory.read(driver.address(1), BLOCK) == b"x" * BLOCK
 
 
+@pytest.mark.rule("MEM-D-18")
 def test_refused_requests_do_not_touch_content(driver: MemDriver, memory: GuestMemory) -> None:
-    """MEM-D-18."""
     driver.plug(0, 2)
     fill(memory, driver, 0, 2, b"x")
 
@@ -94,10 +95,10 @@ def test_refused_requests_do_not_touch_content(driver: MemDriver, memory: GuestM
     assert memory.read(driver.address(0), 2 * BLOCK) == b"x" * (2 * BLOCK)
 
 
+@pytest.mark.rule("MEM-D-14")
 def test_device_reset_keeps_the_content_of_plugged_blocks(
     device: VirtioMem, driver: MemDriver, memory: GuestMemory
 ) -> None:
-    """MEM-D-14."""
     driver.plug(5, 2)
     fill(memory, driver, 5, 2, b"k")
 
@@ -106,6 +107,7 @@ def test_device_reset_keeps_the_content_of_plugged_blocks(
     assert memory.read(driver.address(5), 2 * BLOCK) == b"k" * (2 * BLOCK)
 
 
+@pytest.mark.rule("MEM-D-22")
 def test_system_reset_gives_everything_back(make: Make, memory: GuestMemory) -> None:
     """Even what the guest wrote into unplugged and unusable blocks, in breach of MEM-V-6."""
     device = make(size=8 << 30)
@@ -169,6 +171,7 @@ def test_hole_between_plugged_blocks_is_noticed(driver: MemDriver, memory: Guest
         memory.check(driver.address(0), 3 * BLOCK)
 
 
+@pytest.mark.rule("MEM-D-19")
 def test_last_byte_of_the_region_can_be_ram(make: Make, memory: GuestMemory) -> None:
     device = make(requested_size=1 << 30)
     driver = MemDriver(device)

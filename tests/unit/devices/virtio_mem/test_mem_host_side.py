@@ -136,6 +136,7 @@ def test_unplug_hides_and_forbids_before_it_discards(careful: VirtioMem, log: Lo
     assert careful.region.resident_in(BLOCK, 2 * BLOCK) == 0
 
 
+@pytest.mark.rule("MEM-D-28")
 @pytest.mark.parametrize("step", ["protect", "populate", "show"])
 def test_plug_that_the_host_refuses_is_busy_and_leaves_nothing(
     careful: VirtioMem, log: Log, step: str
@@ -153,6 +154,7 @@ def test_plug_that_the_host_refuses_is_busy_and_leaves_nothing(
     assert driver.plug(0, 4) is ACK
 
 
+@pytest.mark.rule("MEM-D-18", "MEM-D-34")
 def test_unplug_that_the_host_refuses_is_busy_and_the_blocks_stay(
     careful: VirtioMem, log: Log, memory: GuestMemory
 ) -> None:
@@ -223,6 +225,7 @@ def test_unplugged_memory_cannot_be_touched_when_protected(
     assert protections(careful) == [(0, careful.region_size, "---")]
 
 
+@pytest.mark.rule("MEM-D-20")
 def test_a_driver_without_the_promise_may_read_what_is_usable(careful: VirtioMem) -> None:
     """MEM-D-20: reads of unplugged blocks inside the usable region work."""
     driver = MemDriver(careful)

@@ -13,6 +13,7 @@ from minivmm.spec.virtio_mem import BlockState, MemRequest, MemResponse, Respons
 from minivmm.testing.fake_queue import FakeChain, FakeQueue, FakeSignals
 
 
+@pytest.mark.rule("MEM-D-24", "MEM-D-25", "MEM-D-30", "MEM-D-31", "MEM-D-42", "MEM-D-43")
 @given(data=st.binary(min_size=24, max_size=40))
 def test_request_overlay_agrees_with_the_record_but_for_padding(data: bytes) -> None:
     """MEM-D-24, MEM-D-25: padding and bytes after the request have no influence."""

@@ -30,6 +30,7 @@ def refuse(offset: int, length: int) -> None:
 # -- sizes ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("MEM-D-4")
 @pytest.mark.parametrize(
     ("requested", "usable"),
     [
@@ -49,13 +50,14 @@ def test_usable_region_holds_the_target_and_room_for_a_linux_block(
     assert make(size=MANY, requested_size=requested).usable_region_size == usable
 
 
+@pytest.mark.rule("MEM-D-6")
 def test_usable_region_keeps_whole_blocks_when_blocks_are_huge(make: Make) -> None:
-    """MEM-D-6."""
     device = make(size=MANY, requested_size=4 * GIB, block_size=4 * GIB)
 
     assert device.usable_region_size == 8 * GIB
 
 
+@pytest.mark.rule("MEM-D-1")
 def test_raised_target_grows_the_usable_region(make: Make) -> None:
     device = make(size=MANY, requested_size=0)
 
@@ -65,8 +67,8 @@ def test_raised_target_grows_the_usable_region(make: Make) -> None:
     assert device.usable_region_size == 6 * GIB
 
 
+@pytest.mark.rule("MEM-D-8")
 def test_lowered_target_does_not_shrink_the_usable_region(make: Make) -> None:
-    """MEM-D-8."""
     device = make(size=MANY, requested_size=8 * GIB)
 
     device.set_requested_size(0)
@@ -85,6 +87,7 @@ def test_lowered_target_lets_unplug_and_nacks_plug(device: VirtioMem, driver: Me
     assert driver.plug(31) is NACK
 
 
+@pytest.mark.rule("MEM-D-41", "MEM-D-4")
 def test_unplug_all_shrinks_the_usable_region_to_the_rule(make: Make) -> None:
     """MEM-D-41; not below the target (MEM-D-4, reference A.8-10)."""
     device = make(size=MANY, requested_size=8 * GIB)
@@ -100,6 +103,7 @@ def test_unplug_all_shrinks_the_usable_region_to_the_rule(make: Make) -> None:
     assert driver.state(0) is None
 
 
+@pytest.mark.rule("MEM-D-6")
 @pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK + 4096, -BLOCK])
 def test_target_off_the_block_grid_is_refused_in_qemus_words(device: VirtioMem, size: int) -> None:
     with pytest.raises(UsageError) as caught:
@@ -132,13 +136,14 @@ def test_refused_target_changes_and_notifies_nothing(
 # -- notifications -------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("MEM-D-9")
 def test_new_target_notifies_the_driver(device: VirtioMem, signals: FakeSignals) -> None:
-    """MEM-D-9."""
     device.set_requested_size(GIB)
 
     assert signals.config_changes == [True]
 
 
+@pytest.mark.rule("MEM-D-11")
 def test_repeated_target_notifies_again(device: VirtioMem, signals: FakeSignals) -> None:
     """MEM-D-11: the way to poke a driver that waits."""
     device.set_requested_size(64 * MIB)
@@ -147,10 +152,10 @@ def test_repeated_target_notifies_again(device: VirtioMem, signals: FakeSignals)
     assert signals.config_changes == [True, True]
 
 
+@pytest.mark.rule("MEM-D-10")
 def test_plugging_changes_the_configuration_silently(
     device: VirtioMem, driver: MemDriver, signals: FakeSignals
 ) -> None:
-    """MEM-D-10."""
     driver.plug(0, 4)
     driver.unplug(0, 2)
     driver.unplug_all()
@@ -203,12 +208,13 @@ def test_every_request_is_traced_with_its_reason(
     driver.unplug_all()
     driver.request(9)
 
-    assert [name for name, _ in signals.events] == ["request"] * 4
+    assert [name for name, _ in signals.events] == ["answer"] * 4
     plug, nack, unplug_all, unknown = (fields for _, fields in signals.events)
     assert plug == {
         "type": "PLUG",
-        "addr": "0x100200000",
+        "gpa": 0x1_0020_0000,
         "blocks": 2,
+        "size": 2 * BLOCK,
         "answer": "ACK",
         "plugged": 2 * BLOCK,
     }
@@ -220,6 +226,7 @@ def test_every_request_is_traced_with_its_reason(
 # -- resets --------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("MEM-D-13")
 def test_device_reset_keeps_blocks_and_sizes(device: VirtioMem, driver: MemDriver) -> None:
     """MEM-D-13: kexec, kdump, suspend and driver reloads use it."""
     driver.plug(3, 5)
@@ -231,8 +238,8 @@ def test_device_reset_keeps_blocks_and_sizes(device: VirtioMem, driver: MemDrive
     assert driver.state(3, 5) is BlockState.PLUGGED
 
 
+@pytest.mark.rule("MEM-D-21", "MEM-D-22")
 def test_system_reset_unplugs_all_and_keeps_the_target(make: Make) -> None:
-    """MEM-D-22."""
     device = make(size=MANY, requested_size=8 * GIB)
     driver = MemDriver(device)
     driver.plug(0, 100)
