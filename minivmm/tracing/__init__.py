@@ -1,0 +1,1 @@
+"""Traces: how a machine's events leave it, and what is made of them (docs/trace.md)."""
