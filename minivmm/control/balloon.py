@@ -6,14 +6,22 @@ on neither side, so it can change without moving the balloon (QEMU does the same
 
 from __future__ import annotations
 
-from minivmm.control.commands import command
+from typing import TypedDict
+
+from minivmm.control.commands import Nothing, command
 from minivmm.control.face import Context
 from minivmm.devices.virtio_balloon.device import VirtioBalloon
 from minivmm.errors import Refused
 
 
-@command("balloon", value="integer")
-def set_balloon(context: Context, value: int) -> object:
+class BalloonInfo(TypedDict):
+    """BalloonInfo: bytes that the guest has left."""
+
+    actual: int
+
+
+@command("balloon")
+def set_balloon(context: Context, value: int) -> Nothing:
     """Ask the guest to leave itself `value` bytes of its boot memory; more means all of it."""
     balloon = _balloon(context)
     if value <= 0:
@@ -23,8 +31,8 @@ def set_balloon(context: Context, value: int) -> object:
 
 
 @command("query-balloon")
-def query_balloon(context: Context) -> dict[str, int]:
-    """BalloonInfo: bytes that the guest has left."""
+def query_balloon(context: Context) -> BalloonInfo:
+    """How far the balloon leaves the guest its boot memory."""
     return {"actual": context.machine.boot_memory - _balloon(context).size}
 
 

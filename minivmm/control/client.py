@@ -6,6 +6,7 @@ import json
 import socket
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -49,9 +50,13 @@ class Client:
 
         Raises Refused for a QMP error, NoSuchMachine if the VM ends, HostError if it is stuck.
         """
+        return self.request(command, {key.replace("_", "-"): v for key, v in arguments.items()})
+
+    def request(self, command: str, arguments: Mapping[str, object]) -> Any:
+        """The same with arguments under their own names, whatever those are."""
         request: dict[str, object] = {"execute": command}
         if arguments:
-            request["arguments"] = {key.replace("_", "-"): v for key, v in arguments.items()}
+            request["arguments"] = dict(arguments)
         try:
             self._socket.sendall(json.dumps(request).encode() + b"\n")
         except OSError as error:

@@ -1,4 +1,4 @@
-"""QMP events on their way to clients: the message, and the throttle; no sockets here.
+"""QMP events on their way to clients: what they carry, the message, and the throttle; no sockets.
 
 MEMORY_DEVICE_SIZE_CHANGE comes once per plugged block group, so QEMU sends at most one per second
 and device: the first at once, then the latest of each second (QEMU monitor/monitor.c behaves so).
@@ -8,9 +8,81 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any, Literal, TypedDict
 
-THROTTLED = {"MEMORY_DEVICE_SIZE_CHANGE": 1.0, "BALLOON_CHANGE": 1.0}
-"""Event name -> least seconds between two of the same device."""
+from minivmm.control.commands import Nothing
+
+ShutdownCause = Literal[
+    "host-error", "host-qmp-quit", "host-qmp-system-reset", "guest-shutdown", "guest-reset",
+    "guest-panic",
+]  # fmt: skip
+"""The causes that we tell apart, of QEMU's qapi/run-state.json."""
+
+
+class Ended(TypedDict):
+    """SHUTDOWN and RESET: did the guest do it?"""
+
+    guest: bool
+    reason: ShutdownCause
+
+
+class Panicked(TypedDict):
+    """GUEST_PANICKED."""
+
+    action: Literal["poweroff"]
+
+
+class BalloonChange(TypedDict):
+    """BALLOON_CHANGE: bytes that the guest has left."""
+
+    actual: int
+
+
+class PortChange(TypedDict):
+    """VSERPORT_CHANGE: a process of the guest opened or closed a port of the console, by name."""
+
+    id: str
+    open: bool
+
+
+SizeChange = TypedDict("SizeChange", {"id": str, "size": int, "qom-path": str})
+"""MEMORY_DEVICE_SIZE_CHANGE: bytes plugged now."""
+
+UnpluggedAccess = TypedDict(
+    "UnpluggedAccess",
+    {
+        "id": str,
+        "qom-path": str,
+        "source": str,
+        "cpu-index": int | None,
+        "rip": int | None,
+        "gpa": int,
+        "size": int,
+        "write": bool | None,
+        "block": int,
+        "block-start": int,
+        "seconds-since-unplug": float | None,
+        "unreported": int,
+    },
+)
+"""X_MINIVMM_UNPLUGGED_ACCESS: who touched which unplugged block (docs/protection.md)."""
+
+EVENTS: dict[str, Any] = {
+    "STOP": Nothing,
+    "RESUME": Nothing,
+    "POWERDOWN": Nothing,
+    "RESET": Ended,
+    "SHUTDOWN": Ended,
+    "GUEST_PANICKED": Panicked,
+    "MEMORY_DEVICE_SIZE_CHANGE": SizeChange,
+    "BALLOON_CHANGE": BalloonChange,
+    "VSERPORT_CHANGE": PortChange,
+    "X_MINIVMM_UNPLUGGED_ACCESS": UnpluggedAccess,
+}
+"""Every event that a machine emits, and what it carries."""
+
+THROTTLED = {"MEMORY_DEVICE_SIZE_CHANGE": 1.0, "BALLOON_CHANGE": 1.0, "VSERPORT_CHANGE": 1.0}
+"""Event name -> least seconds between two of the same device. QEMU's others we do not have."""
 
 Send = Callable[[dict[str, object]], None]
 Later = Callable[[float, Callable[[], None]], object]

@@ -6,7 +6,7 @@ Everything here is called with the machine's lock held. Sizes are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,8 @@ from minivmm.devices.virtio_balloon.device import VirtioBalloon
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.devices.virtio_mem.view import View
 from minivmm.machine import EventListener
+from minivmm.pci.function import PciFunction
+from minivmm.trace import Trace
 
 
 class Agent(Protocol):
@@ -49,6 +51,14 @@ class ControlledMachine(Protocol):
         """Nodes of CPUs and boot memory."""
 
     @property
+    def thread_ids(self) -> Sequence[int]:
+        """The host's id of each vCPU's thread, by vCPU; 0 before the machine starts."""
+
+    @property
+    def functions(self) -> Sequence[PciFunction]:
+        """What is on PCI bus 0, by slot."""
+
+    @property
     def memslots(self) -> int:
         """How many memslots KVM has for its memory."""
 
@@ -64,6 +74,10 @@ class ControlledMachine(Protocol):
         """Memory device `identifier` as it is now, for a diagnosis."""
 
     @property
+    def trace(self) -> Trace:
+        """What happened lately."""
+
+    @property
     def on_event(self) -> list[EventListener]:
         """Who is told of QMP events."""
 
@@ -72,6 +86,9 @@ class ControlledMachine(Protocol):
 
     def resume(self) -> None:
         """Let them go on."""
+
+    def send_break(self) -> None:
+        """A break on the serial console."""
 
     def request_reset(self) -> None:
         """Reset the machine soon."""

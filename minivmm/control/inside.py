@@ -17,6 +17,7 @@ from typing import Any
 
 import minivmm.guest
 from minivmm.control import exec_client
+from minivmm.control.client import Client
 from minivmm.errors import MinivmmError
 
 MOST = 64 * 1024
@@ -43,6 +44,23 @@ def look_inside(path: Path, devices: Sequence[Mapping[str, Any]], seconds: float
         return _read(reading, time.monotonic() + seconds).decode(errors="replace")
     finally:
         os.close(reading)
+
+
+def diagnoses(
+    client: Client, agent: Path | None, device: str | None = None, *, patience: float
+) -> list[dict[str, Any]]:
+    """The diagnosis of each device as x-minivmm-why gives it, or of one.
+
+    By way of exec socket `agent` the guest is asked as well, if it is ready, for at most `patience`
+    seconds.
+    """
+    which = {} if device is None else {"id": device}
+    answer = client.execute("x-minivmm-why", **which)
+    if agent is not None and answer["agent-ready"]:
+        inside = look_inside(agent, answer["memory-devices"], patience)
+        answer = client.execute("x-minivmm-why", inside=inside, **which)
+    devices: list[dict[str, Any]] = answer["memory-devices"]
+    return devices
 
 
 def _run(path: Path, argv: Sequence[str], writing: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TypedDict
 
 from minivmm.control.commands import command
 from minivmm.control.face import Context
@@ -14,7 +15,27 @@ from minivmm.devices.virtio_mem.diagnosis import diagnose
 from minivmm.errors import Refused
 
 
-@command("x-minivmm-why", optional={"id": "string", "inside": "string"})
+class Kicked(TypedDict):
+    """A memory device, and whether its driver got the interrupt."""
+
+    id: str
+    sent: bool
+
+
+Audited = TypedDict(
+    "Audited",
+    {
+        "id": str,
+        "size": int,
+        "resident-plugged": int,
+        "resident-unplugged": int,
+        "places": list[str],
+    },
+)
+"""A memory device: bytes plugged, and host memory behind plugged and unplugged blocks."""
+
+
+@command("x-minivmm-why")
 def why(context: Context, id: str | None = None, inside: str | None = None) -> object:
     """Diagnosis of each memory device, or of one; `inside` is what guest/inside.sh printed."""
     facts = parse_facts(inside or "")
@@ -39,13 +60,13 @@ def why(context: Context, id: str | None = None, inside: str | None = None) -> o
     return {"agent-ready": agent is not None and agent.ready, "memory-devices": found}
 
 
-@command("x-minivmm-kick", optional={"id": "string"})
-def kick(context: Context, id: str | None = None) -> object:
+@command("x-minivmm-kick")
+def kick(context: Context, id: str | None = None) -> list[Kicked]:
     """Send drivers the configuration interrupt that ends their wait before a retry (MEM-D-11).
 
     `sent` is false where no driver is up to get it.
     """
-    kicked = []
+    kicked: list[Kicked] = []
     for device in _chosen(context, id):
         device.kick()
         live = context.machine.view(device.identifier).live
@@ -53,10 +74,10 @@ def kick(context: Context, id: str | None = None) -> object:
     return kicked
 
 
-@command("x-minivmm-audit", optional={"id": "string"})
-def audit_memory(context: Context, id: str | None = None) -> object:
+@command("x-minivmm-audit")
+def audit_memory(context: Context, id: str | None = None) -> list[Audited]:
     """Host memory behind plugged and behind unplugged blocks; walks the regions, lock held."""
-    rows = []
+    rows: list[Audited] = []
     for device in _chosen(context, id):
         found = audit(device)
         rows.append(

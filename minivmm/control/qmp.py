@@ -9,27 +9,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import socket
 import threading
 import traceback
 from pathlib import Path
 from typing import Any
 
-from minivmm.control import (
-    balloon,  # noqa: F401 - adds its commands
-    hmp,  # noqa: F401 - adds human-monitor-command to the table
-    memory_commands,  # noqa: F401 - adds its commands
+from minivmm.control import (  # noqa: F401 - they add their commands
+    balloon,
+    block_commands,
+    console_commands,
+    hmp,
+    memory_commands,
+    memory_queries,
+    pci_commands,
+    qom_commands,
+    schema,
+    view_commands,
+    virtio_commands,
+    virtio_element,
 )
-from minivmm.control.commands import CAPABILITIES, COMMANDS, version
+from minivmm.control.commands import COMMANDS
 from minivmm.control.events import Throttle
 from minivmm.control.face import Context
 from minivmm.control.lexer import Lexer, ParseError
-from minivmm.control.listening import stop_listening
-from minivmm.errors import HostError, MinivmmError, Refused
+from minivmm.control.listening import listen, stop_listening
+from minivmm.control.machine_commands import CAPABILITIES, version
+from minivmm.errors import MinivmmError, Refused
 
 BACKLOG_MAX = 4 << 20
 """Bytes that may wait for a client that does not read; then it is dropped."""
+
+PIECE = 1 << 13
+"""Bytes of input that are looked at before others get their turn: at worst some milliseconds."""
 
 CLOSE_GRACE = 1.0
 """Seconds that the last replies get to leave when the server closes."""
@@ -54,7 +65,7 @@ class QmpServer:
             self._thread = threading.get_ident()
             self._throttle = Throttle(self._broadcast, self._loop.call_later)
             self._context.machine.on_event.append(self._on_event)
-        listener = _listen(path)
+        listener = listen(path)
         self._servers.append(await asyncio.start_unix_server(self._accept, sock=listener))
         self._paths.append(path)
 
@@ -111,10 +122,14 @@ class Session:
         self._send({"QMP": {"version": version(), "capabilities": CAPABILITIES}})
         lexer = Lexer()
         with contextlib.suppress(ConnectionError):
-            while data := await reader.read(1 << 16):
+            while data := await reader.read(PIECE):
+                await asyncio.sleep(0)
                 for request in lexer.feed(data):
                     self._send(self.answer(request))
-                await self._writer.drain()
+                    # One client must not hold up devices and others, however much it sends at once;
+                    # nor fill our memory with answers that it does not read.
+                    await asyncio.sleep(0)
+                    await self._writer.drain()
 
     def answer(self, request: object) -> dict[str, object]:
         """The reply to one JSON value (or to the ParseError in its place)."""
@@ -191,27 +206,3 @@ def _read_request(request: object) -> tuple[str, dict[str, Any]]:
     if not isinstance(arguments, dict):
         raise Refused("QMP input member 'arguments' must be an object")
     return request["execute"], arguments
-
-
-def _listen(path: Path) -> socket.socket:
-    """A listening socket at `path` that only its owner can use; a stale one is replaced."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if path.is_socket():
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                if probe.connect_ex(str(path)) == 0:
-                    raise HostError(f"socket {path} is in use by another process: choose another")
-            path.unlink()
-        mask = os.umask(0o177)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(mask)
-    except OSError as error:
-        listener.close()
-        why = error.strerror or error  # too long a path has no errno
-        raise HostError(f"cannot listen on {path}: {why}") from error
-    except HostError:
-        listener.close()
-        raise
-    return listener

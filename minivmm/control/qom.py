@@ -1,10 +1,12 @@
 """The object tree that qom-get, qom-set and qom-list see: paths, properties, QEMU's names for them.
 
-    /                                   container
-    /machine                            the machine
-    /machine/peripheral                 devices given on the command line, by id
-    /machine/peripheral/vmem0           virtio-mem-pci
-    /objects/vmem0-memory               the memory behind it
+    /                                      container
+    /machine                               the machine
+    /machine/peripheral                    devices given on the command line, by id
+    /machine/peripheral/vmem0              virtio-mem-pci
+    /machine/peripheral/vmem0/virtio-backend   the device without PCI
+    /machine/unattached/device[0]          vCPU 0
+    /objects/vmem0-memory                  the memory behind vmem0
 
 The tree is a view built for each command; nothing is stored here.
 """
@@ -15,11 +17,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from minivmm.control.face import ControlledMachine
-from minivmm.devices.spec import qom_path
+from minivmm.devices.spec import DeviceSpec, qom_path
 from minivmm.devices.virtio_balloon.device import VirtioBalloon
 from minivmm.devices.virtio_balloon.spec import MOST_SECONDS
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.errors import Refused
+from minivmm.machine_spec import DEVICE_TYPES
+from minivmm.options import describe
+from minivmm.virtio.device import VirtioDevice
+from minivmm.virtio.pci import VirtioPciFunction
+
+CPU_TYPE = "host-x86_64-cpu"
+
+_BACKENDS = {"anon": "memory-backend-ram", "file": "memory-backend-file"}
+"""QEMU's word for a kind of Backing; the others come from memfd_create."""
+
+_KINDS = {"size": "size", "number": "uint64", "on|off": "bool"}
+"""QOM type of an option by its kind; all others are texts."""
 
 UINT64_MAX = 2**64 - 1
 
@@ -53,12 +67,12 @@ def qom_set(machine: ControlledMachine, path: str, name: str, value: object) -> 
 
 def qom_list(machine: ControlledMachine, path: str) -> list[dict[str, str]]:
     """Properties and children of the object at `path`. Raises Refused."""
-    tree = _tree(machine)
-    found = _resolve(tree, path)
+    objects = tree(machine)
+    found = resolve(objects, path)
     rows = [{"name": "type", "type": "string"}]
-    rows += [{"name": name, "type": p.type} for name, p in tree[found].properties.items()]
+    rows += [{"name": name, "type": p.type} for name, p in objects[found].properties.items()]
     prefix = found.rstrip("/") + "/"
-    for child, node in tree.items():
+    for child, node in objects.items():
         name = child.removeprefix(prefix)
         if child.startswith(prefix) and name and "/" not in name:
             rows.append({"name": name, "type": f"child<{node.type}>"})
@@ -70,29 +84,64 @@ def memory_path(device: VirtioMem) -> str:
     return f"/objects/{device.identifier}-memory"
 
 
-def _tree(machine: ControlledMachine) -> dict[str, Node]:
-    tree = {
+def backend_path(identifier: str) -> str:
+    """Path of a virtio device without its PCI function, as x-query-virtio names devices."""
+    return f"{qom_path(identifier)}/virtio-backend"
+
+
+def cpu_path(index: int) -> str:
+    """Path of vCPU `index`."""
+    return f"/machine/unattached/device[{index}]"
+
+
+def driver_of(device: VirtioDevice) -> str:
+    """What the command line calls such a device; the console, which it does not know, as QEMU."""
+    kinds = (name for name, kind in DEVICE_TYPES.items() if type(device.options) is kind)
+    return next(kinds, "virtio-serial-pci")
+
+
+def devices(machine: ControlledMachine) -> dict[str, VirtioDevice]:
+    """All virtio devices by id."""
+    functions = (one for one in machine.functions if isinstance(one, VirtioPciFunction))
+    found: dict[str, VirtioDevice] = {one.device.identifier: one.device for one in functions}
+    found |= machine.memory_devices
+    if machine.balloon is not None:
+        found[machine.balloon.identifier] = machine.balloon
+    return found
+
+
+def tree(machine: ControlledMachine) -> dict[str, Node]:
+    """Every object by its full path, parents first."""
+    found = {
         "/": Node("container"),
         "/objects": Node("container"),
         "/machine": Node("minivmm-machine"),
         "/machine/peripheral": Node("container"),
+        "/machine/unattached": Node("container"),
     }
-    for device in machine.memory_devices.values():
-        tree[qom_path(device.identifier)] = Node("virtio-mem-pci", _virtio_mem(device))
-        tree[memory_path(device)] = Node("memory-backend-ram", _memory(device))
-    if machine.balloon is not None:
-        path = qom_path(machine.balloon.identifier)
-        tree[path] = Node("virtio-balloon-pci", _virtio_balloon(machine.balloon))
-    return tree
+    for index in range(len(machine.thread_ids)):
+        found[cpu_path(index)] = Node(CPU_TYPE)
+    for identifier, device in devices(machine).items():
+        driver = driver_of(device)
+        properties = _options(device, driver)
+        match device:
+            case VirtioMem():
+                properties |= _virtio_mem(device)
+                found[memory_path(device)] = _memory(device)
+            case VirtioBalloon():
+                properties |= _virtio_balloon(device)
+        found[qom_path(identifier)] = Node(driver, properties)
+        found[backend_path(identifier)] = Node(f"{device.traits.name}-device")
+    return found
 
 
-def _resolve(tree: Mapping[str, Node], path: str) -> str:
+def resolve(objects: Mapping[str, Node], path: str) -> str:
     """Full path for an absolute one, or for one that ends exactly one full path ("vmem0")."""
     if path.startswith("/"):
         full = "/" + path.strip("/")
-        matches = [full] if full in tree else []
+        matches = [full] if full in objects else []
     else:
-        matches = [full for full in tree if path and full.endswith("/" + path)]
+        matches = [full for full in objects if path and full.endswith("/" + path)]
     if len(matches) > 1:
         raise Refused(f"Path '{path}' does not uniquely identify an object")
     if not matches:
@@ -101,8 +150,8 @@ def _resolve(tree: Mapping[str, Node], path: str) -> str:
 
 
 def _property(machine: ControlledMachine, path: str, name: str) -> Property:
-    tree = _tree(machine)
-    node = tree[_resolve(tree, path)]
+    objects = tree(machine)
+    node = objects[resolve(objects, path)]
     if name == "type":
         return _read_only("string", lambda: node.type, f"{node.type}.type")
     if name not in node.properties:
@@ -153,8 +202,25 @@ def _virtio_balloon(device: VirtioBalloon) -> dict[str, Property]:
     }
 
 
-def _memory(device: VirtioMem) -> dict[str, Property]:
-    return {"size": _read_only("size", lambda: device.window.size, "memory-backend-ram.size")}
+def _options(device: VirtioDevice, driver: str) -> dict[str, Property]:
+    """What the command line said about a device; none of it can be changed later."""
+    spec = device.options
+    if not isinstance(spec, DeviceSpec):
+        return {}
+    rows = ((name, info.kind) for name, info, _ in describe(type(spec)) if name != "id")
+    return {
+        name: _fixed(_KINDS.get(kind, "str"), name, _getter(spec, name), driver)
+        for name, kind in rows
+    }
+
+
+def _getter(spec: DeviceSpec, name: str) -> Callable[[], object]:
+    return lambda: getattr(spec, name.replace("-", "_"))
+
+
+def _memory(device: VirtioMem) -> Node:
+    kind = _BACKENDS.get(device.spec.backing, "memory-backend-memfd")
+    return Node(kind, {"size": _read_only("size", lambda: device.window.size, f"{kind}.size")})
 
 
 def _read_only(kind: str, get: Callable[[], object], what: str) -> Property:
@@ -164,12 +230,12 @@ def _read_only(kind: str, get: Callable[[], object], what: str) -> Property:
     return Property(kind, get, refuse)
 
 
-def _fixed(kind: str, name: str, get: Callable[[], object]) -> Property:
+def _fixed(kind: str, name: str, get: Callable[[], object], owner: str = "virtio-mem") -> Property:
     """A property that only the command line sets."""
 
     def refuse(value: object) -> None:
         raise Refused(
-            f"Attempt to set property '{name}' on anonymous device (type 'virtio-mem')"
+            f"Attempt to set property '{name}' on anonymous device (type '{owner}')"
             " after it was realized"
         )
 

@@ -14,7 +14,7 @@ from minivmm.devices.virtio_balloon.spec import VirtioBalloonSpec
 from minivmm.errors import Refused
 from minivmm.memory.guest import GuestMemory
 from minivmm.spec.virtio_balloon import BalloonConfig
-from minivmm.testing.fake_machine import FakeMachine, NoSignals
+from minivmm.testing.fake_machine import FakeMachine, GuestSignals
 from minivmm.units import MIB
 
 PATH = "/machine/peripheral/balloon0"
@@ -25,7 +25,7 @@ def machine() -> FakeMachine:
     """512 MiB of boot memory and a balloon."""
     machine = FakeMachine()
     machine.balloon = VirtioBalloon(VirtioBalloonSpec())
-    machine.balloon.attach(GuestMemory(), NoSignals())
+    machine.balloon.attach(GuestMemory(), GuestSignals("balloon0", machine.trace, lambda _: None))
     return machine
 
 

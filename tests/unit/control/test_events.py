@@ -60,3 +60,16 @@ def test_devices_are_throttled_apart() -> None:
     throttle.publish(SIZE, {"id": "vmem1", "size": 1})
 
     assert len(sent) == 2
+
+
+def test_ports_of_the_console_are_throttled_by_name() -> None:
+    sent: list[dict[str, object]] = []
+    clock = Clock()
+    throttle = Throttle(sent.append, clock.later)
+
+    throttle.publish("VSERPORT_CHANGE", {"id": "a", "open": True})
+    throttle.publish("VSERPORT_CHANGE", {"id": "b", "open": True})
+    throttle.publish("VSERPORT_CHANGE", {"id": "a", "open": False})
+    assert len(sent) == 2
+    clock.tick()
+    assert sent[-1]["data"] == {"id": "a", "open": False}

@@ -326,7 +326,10 @@ def test_info_has_all_that_the_command_line_shows(wire: Wire, machine: FakeMachi
         ),
         ("qom-get nope size", "Error: Device 'nope' not found\r\n"),
         ("qom-get vmem0 block-size", "2097152\r\n"),
-        ("qom-set vmem0", "qom-set: expected: qom-set path property value\r\n"),
+        (
+            "qom-set vmem0",
+            'qom-set: string expected\r\nTry "help qom-set" for more information\r\n',
+        ),
         ("", ""),
     ],
 )
