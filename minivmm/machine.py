@@ -7,22 +7,22 @@ State names are QEMU's RunState. Methods run with the loop's lock held unless th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Self
 
 from minivmm.background import Background
 from minivmm.board import Board, plan_board
 from minivmm.boot.cpuid import guest_cpuid, host_phys_bits
-from minivmm.boot.nodes import Topology
 from minivmm.bus import Action
 from minivmm.console_watch import ConsoleWatch
-from minivmm.device_events import report_sizes
-from minivmm.devices.virtio_balloon.device import VirtioBalloon
+from minivmm.debug_reins import Reins
+from minivmm.debugger import Debugger
+from minivmm.device_events import report_changes
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.devices.virtio_mem.view import View, observe
 from minivmm.doorbells import KvmDoorbells
+from minivmm.exit_tap import tell_exits
 from minivmm.guest_image import GuestImage
 from minivmm.interrupts import KvmInterrupts
 from minivmm.kvm.abi import Cap
@@ -30,6 +30,7 @@ from minivmm.kvm.hypervisor import Hypervisor
 from minivmm.loop import EventLoop
 from minivmm.machine_spec import MachineSpec
 from minivmm.memslots import Memslots
+from minivmm.outcome import Outcome as Outcome
 from minivmm.protection import Measures, Protection
 from minivmm.stats import Stats
 from minivmm.trace import Trace
@@ -37,19 +38,6 @@ from minivmm.vcpu import ExitServer, VcpuGroup, blame
 
 EventListener = Callable[[str, dict[str, object]], None]
 """Called with a QMP event's name and data, lock held, from any thread."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a machine ended: a RunState name and one line that says why."""
-
-    state: str
-    reason: str
-
-    @property
-    def died(self) -> bool:
-        """True if the guest (or KVM under it) failed, false for an orderly end."""
-        return self.state != "shutdown"
 
 
 class Machine:
@@ -81,6 +69,7 @@ class Machine:
         self._image = image
         self._console = console
         self._watch = ConsoleWatch(self._on_panic, lambda: self.stats.mark("init"))
+        self._started = False
         self._resetting = False
         self._closed = False
         with ExitStack() as owned:
@@ -107,6 +96,8 @@ class Machine:
             console=self._on_console,
         )
         owned.callback(self.board.close)
+        self.functions, self.numa = self.board.pci.functions, self.board.numa
+        self.balloon = self.board.balloon
         self.board.terminal.on_output = self._console
         self._memslots = Memslots(
             self._vm,
@@ -119,7 +110,7 @@ class Machine:
         owned.callback(background.close)
         for function in self.board.functions:
             function.device.use(background)
-        report_sizes(self.board, self._emit)
+        report_changes(self.board, self._emit)
         state = self.board.load(self._image)
         self._vcpus = [self._vm.create_vcpu(index) for index in range(self.spec.cpus)]
         deadline_timer = bool(system.check(Cap.TSC_DEADLINE_TIMER))
@@ -136,6 +127,8 @@ class Machine:
         self._protection = Protection(
             self.board.memory_devices.values(), self._memslots, self._measures(), server.accessor
         )
+        self._reins = Reins(self, self._emit, self._halt, self._run_on)
+        self.debugger = Debugger(self._vcpus, self.board.memory, self.board.pio, self._reins)
         self._group = VcpuGroup(
             self._vcpus,
             server,
@@ -143,8 +136,10 @@ class Machine:
             self.stats,
             on_action=self._on_action,
             on_fault=self._protection.on_fault,
+            on_debug=self.debugger.on_exit,
             on_failure=self._on_failure,
         )
+        tell_exits(self._group, self.trace)
 
     @property
     def memory_devices(self) -> dict[str, VirtioMem]:
@@ -152,24 +147,19 @@ class Machine:
         return self.board.memory_devices
 
     @property
-    def balloon(self) -> VirtioBalloon | None:
-        """The memory balloon, if there is one."""
-        return self.board.balloon
-
-    @property
     def memslots(self) -> int:
         """How many memslots KVM has for guest memory now."""
         return self._memslots.count
 
     @property
+    def thread_ids(self) -> Sequence[int]:
+        """The host's id of each vCPU's thread, by vCPU; 0 before the machine starts."""
+        return self._group.thread_ids
+
+    @property
     def boot_memory(self) -> int:
         """Bytes of RAM that the guest boots with."""
         return self.board.boot_memory
-
-    @property
-    def numa(self) -> Topology:
-        """Nodes of CPUs and boot memory."""
-        return self.board.numa
 
     def view(self, identifier: str) -> View:
         """Memory device `identifier` as it is now, for a diagnosis."""
@@ -177,11 +167,15 @@ class Machine:
         around = self.board.surroundings(identifier, running=running)
         return observe(self.memory_devices[identifier], around)
 
-    def start(self) -> Self:
-        """Run the guest, unless the machine was started before or was told to quit meanwhile."""
-        if self.state == "prelaunch":
-            self.state = "running"
-            self._group.start(held=self._resetting)
+    def start(self, *, frozen: bool = False) -> Self:
+        """Run the guest, unless the machine was started before or was told to quit meanwhile.
+
+        A `frozen` one stays before its first instruction until `resume`.
+        """
+        if self.state == "prelaunch" and not self._started:
+            self._started = True
+            self.state = self.state if frozen else "running"
+            self._group.start(held=frozen or self._resetting)
         return self
 
     def pause(self) -> None:
@@ -189,19 +183,27 @@ class Machine:
         if self.state == "running":
             self.state = "paused"
             self._group.park(lambda: None)
+            self.trace.emit("machine", "pause")
             self._emit("STOP")
 
     def resume(self) -> None:
-        """Run on after `pause` (QMP cont)."""
-        if self.state == "paused":
+        """Run on after `pause` or a frozen start (QMP cont). Raises Refused under a debugger."""
+        self._reins.refuse()
+        if self.state == "paused" or (self.state == "prelaunch" and self._started):
             self.state = "running"
+            self.trace.emit("machine", "resume")
             self._emit("RESUME")
             self._run_on()
 
     def request_powerdown(self) -> None:
         """Press the power button (QMP system_powerdown)."""
         self.board.power.press_button()
+        self.trace.emit("machine", "powerdown")
         self._emit("POWERDOWN")
+
+    def send_break(self) -> None:
+        """A break on the serial console (QMP chardev-send-break)."""
+        self.board.serial.receive_break()
 
     def request_reset(self, *, guest: bool = False) -> None:
         """Reset the whole machine (QMP system_reset; or the guest asked).
@@ -215,6 +217,10 @@ class Machine:
     def request_quit(self) -> None:
         """End the machine at once (QMP quit)."""
         self._end("shutdown", "host asked to quit")
+
+    def guest_clock(self) -> float | None:
+        """The guest's kvmclock in seconds; None if KVM does not tell."""
+        return self._vm.clock()
 
     def inspect(self) -> dict[str, object]:
         """The live tree: state, CPUs, board, recent events."""
@@ -246,8 +252,12 @@ class Machine:
 
     def _run_on(self) -> None:
         """Let the vCPUs run, unless something else still wants them parked."""
-        if self.state == "running" and not self._resetting and not self._protection.narrowing:
+        if self._resetting or self._protection.narrowing:
+            return
+        if self.state == "running":
             self._group.resume()
+        elif self.state == "debug" and self._reins.exempt:
+            self._group.resume(self._reins.exempt)
 
     def _measures(self) -> Measures:
         return Measures(
@@ -320,9 +330,9 @@ class Machine:
             return
         self.outcome = Outcome(state, reason)
         self.state = state
-        self.trace.emit("machine", "end", state=state, reason=reason)
+        self.trace.emit("machine", "end", outcome=state, reason=reason)
         self._group.park(lambda: None)
-        cause = _cause(state, reason)
+        cause = self.outcome.cause
         self._emit("SHUTDOWN", {"guest": cause.startswith("guest"), "reason": cause})
         for listener in self.on_end:
             listener(self.outcome)
@@ -330,14 +340,3 @@ class Machine:
     def _emit(self, event: str, data: dict[str, object] | None = None) -> None:
         for listener in tuple(self.on_event):
             listener(event, data or {})
-
-
-def _cause(state: str, reason: str) -> str:
-    """QMP's ShutdownCause for our outcome."""
-    if state == "guest-panicked":
-        return "guest-panic"
-    if reason == "guest powered off":
-        return "guest-shutdown"
-    if reason == "host asked to quit":
-        return "host-qmp-quit"
-    return "host-error"

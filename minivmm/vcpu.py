@@ -87,6 +87,7 @@ class VcpuGroup:
         *,
         on_action: Callable[[Action], None],
         on_fault: Callable[[HypervisorVcpu], bool],
+        on_debug: Callable[[HypervisorVcpu], None],
         on_failure: Callable[[str], None],
     ) -> None:
         self._vcpus = vcpus
@@ -95,13 +96,23 @@ class VcpuGroup:
         self._stats = stats
         self._on_action = on_action
         self._on_fault = on_fault
+        self._on_debug = on_debug
         self._on_failure = on_failure
         self._gate = threading.Condition()
         self._hold = False
+        self._exempt: frozenset[int] = frozenset()
         self._quit = False
         self._parked = 0
         self._when_parked: list[Callable[[], None]] = []
         self._threads: list[threading.Thread] = []
+        self.serve: Callable[[HypervisorVcpu, int], None] = self._serve
+        """Serves an exit by its reason, with the lock held; exit_tap.py puts another in place."""
+
+    @property
+    def thread_ids(self) -> Sequence[int]:
+        """The system's id of each vCPU's thread; 0 for those that do not run."""
+        ids = [thread.native_id or 0 for thread in self._threads]
+        return ids + [0] * (len(self._vcpus) - len(ids))
 
     def start(self, *, held: bool = False) -> None:
         """Create the threads; with `held` they wait for `resume` before the first instruction."""
@@ -116,16 +127,18 @@ class VcpuGroup:
         """Stop all vCPUs at a clean point, then call `then` from one of their threads, unlocked."""
         with self._gate:
             self._hold = True
+            self._exempt = frozenset()
             self._when_parked.append(then)
             if self._parked == len(self._threads):
                 self._announce()
         for vcpu in self._vcpus:
             vcpu.kick()
 
-    def resume(self) -> None:
-        """Let parked vCPUs run again."""
+    def resume(self, only: frozenset[int] | None = None) -> None:
+        """Let parked vCPUs run again: all, or only those of these numbers."""
         with self._gate:
-            self._hold = False
+            self._hold = only is not None
+            self._exempt = only or frozenset()
             self._gate.notify_all()
 
     def stop(self) -> None:
@@ -149,16 +162,19 @@ class VcpuGroup:
         for then in waiting:
             then()
 
-    def _may_run(self) -> bool:
-        """Wait at the gate while the group is held; False when the thread must end."""
+    def _may_run(self, index: int) -> bool:
+        """Wait at the gate while vCPU `index` is held; False when its thread must end."""
         with self._gate:
-            if self._hold and not self._quit:
+            if not self._free(index):
                 self._parked += 1
                 if self._parked == len(self._threads):
                     self._announce()
-                self._gate.wait_for(lambda: self._quit or not self._hold)
+                self._gate.wait_for(lambda: self._free(index))
                 self._parked -= 1
             return not self._quit
+
+    def _free(self, index: int) -> bool:
+        return self._quit or not self._hold or index in self._exempt
 
     def _main(self, vcpu: HypervisorVcpu) -> None:
         try:
@@ -167,7 +183,7 @@ class VcpuGroup:
             ignore_kicks_in_this_thread()
 
     def _run(self, vcpu: HypervisorVcpu) -> None:
-        if not self._may_run():
+        if not self._may_run(vcpu.index):
             return
         if vcpu.index == 0:
             with self._lock:
@@ -176,11 +192,11 @@ class VcpuGroup:
             while True:
                 reason = vcpu.run()
                 if reason == Exit.INTR:
-                    if not self._may_run():
+                    if not self._may_run(vcpu.index):
                         return
                     continue
                 with self._lock:
-                    self._serve(vcpu, reason)
+                    self.serve(vcpu, reason)
         except Exception as error:  # even a bug of ours must end the machine, not hang the guest
             with self._lock:
                 self._on_failure(blame(error))
@@ -191,8 +207,10 @@ class VcpuGroup:
             action = self._server.serve_io(vcpu)
         elif reason == Exit.MMIO:
             action = self._server.serve_mmio(vcpu)
+        elif reason == Exit.DEBUG:
+            self._on_debug(vcpu)
         else:
-            self._stats.count(_name(reason))
+            self._stats.count(exit_name(reason))
             if reason not in _FAULTS or not self._on_fault(vcpu):
                 self._on_failure(_explain(vcpu, reason))
         if action is not None:
@@ -210,7 +228,8 @@ def blame(error: Exception) -> str:
     return f"bug in minivmm: {kind}: {said} ({Path(place.filename).name}:{place.lineno})"
 
 
-def _name(reason: int) -> str:
+def exit_name(reason: int) -> str:
+    """KVM's name of an exit in lower case: "shutdown"."""
     if reason == EXIT_EFAULT:
         return "fault"
     try:
@@ -237,4 +256,4 @@ def _explain(vcpu: HypervisorVcpu, reason: int) -> str:
             "the host cannot supply guest memory (out of memory, or of huge pages: prealloc=on"
             f" notices that in time): {where}"
         )
-    return f"unexpected exit ({_name(reason)}): {where}"
+    return f"unexpected exit ({exit_name(reason)}): {where}"

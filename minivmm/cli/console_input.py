@@ -5,30 +5,22 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import Protocol
 
+from minivmm.cli.monitor_prompt import MonitorPrompt
 from minivmm.cli.signals import ignore_in_this_thread
 from minivmm.cli.terminal import Escapes
+from minivmm.control.console_hub import Console
 from minivmm.loop import EventLoop
 
 _READ_SIZE = 4096
-
-
-class Console(Protocol):
-    """The guest's end: a serial port, or a port of the virtio console."""
-
-    on_space: Callable[[], None]
-    """Called when a `receive` that took less than it was offered may be repeated."""
-
-    def receive(self, data: bytes) -> int:
-        """Take the start of `data`; how many bytes."""
 
 
 class ConsoleInput:
     """Reads `fd` in a thread of its own; the guest gets it as fast as it takes it.
 
     `on_escape` (a Ctrl-A escape's letter, lock held) is for terminals; without it, input from
-    files and pipes is passed on as it is. The end of input means nothing: the guest goes on.
+    files and pipes is passed on as it is. While `prompt` is open, keys are for that. The end of
+    input means nothing: the guest goes on.
     """
 
     def __init__(
@@ -37,11 +29,13 @@ class ConsoleInput:
         console: Console,
         loop: EventLoop,
         on_escape: Callable[[str], None] | None,
+        prompt: MonitorPrompt | None = None,
     ) -> None:
         self._fd = fd
         self._console = console
         self._loop = loop
         self._on_escape = on_escape
+        self._prompt = prompt
         self._escapes = Escapes()
         self._pending = b""
         self._room = threading.Event()
@@ -71,7 +65,10 @@ class ConsoleInput:
             for escape, plain in self._escapes.feed(data):
                 if escape:
                     self._on_escape(escape)
-                self._pending += plain
+                elif self._prompt is not None and self._prompt.open:
+                    self._prompt.feed(plain)
+                else:
+                    self._pending += plain
         self._pump()
 
     def _pump(self) -> None:
@@ -79,11 +76,3 @@ class ConsoleInput:
         self._pending = self._pending[self._console.receive(self._pending) :]
         if not self._pending:
             self._room.set()
-
-
-def in_foreground(fd: int) -> bool:
-    """False for a terminal that belongs to another job: touching it would stop this process."""
-    try:
-        return os.tcgetpgrp(fd) == os.getpgrp()
-    except OSError:
-        return True  # not a terminal, or not our session's

@@ -18,6 +18,7 @@ ESCAPE = 0x01
 HELP = """\
 Ctrl-A h  this help
 Ctrl-A b  send a break (then a letter: Linux's sysrq)
+Ctrl-A c  the monitor's prompt, or back to the console
 Ctrl-A s  status of the VM
 Ctrl-A x  end the VM
 Ctrl-A Ctrl-A, Ctrl-A a  send Ctrl-A to the guest"""
@@ -83,6 +84,14 @@ def raw_mode(mode: list[Any]) -> list[Any]:
         ospeed,
         cc,
     ]
+
+
+def in_foreground(fd: int) -> bool:
+    """False for a terminal that belongs to another job: touching it would stop this process."""
+    try:
+        return os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:
+        return True  # not a terminal, or not our session's
 
 
 class Escapes:

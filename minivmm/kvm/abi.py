@@ -58,6 +58,7 @@ class Cap(IntEnum):
     EXT_CPUID = 7
     NR_MEMSLOTS = 10
     MP_STATE = 14
+    SET_GUEST_DEBUG = 23
     IRQ_ROUTING = 25
     IRQFD = 32
     IOEVENTFD = 36
@@ -71,6 +72,7 @@ class Cap(IntEnum):
     READONLY_MEM = 81
     IOEVENTFD_ANY_LENGTH = 122
     IMMEDIATE_EXIT = 136
+    SET_GUEST_DEBUG2 = 195
     XSAVE2 = 208
 
 
@@ -252,6 +254,9 @@ class KvmIoeventfd(Structure):
         ("pad", c_uint8 * 36),
     ]
 
+
+KvmClockData = c_uint64 * 6
+"""struct kvm_clock_data: the guest's kvmclock in nanoseconds, and what is not looked at."""
 
 # --- arguments of ioctls on a vCPU ----------------------------------------------------------------
 

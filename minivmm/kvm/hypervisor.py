@@ -10,13 +10,42 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from minivmm.kvm.abi import KvmRun, KvmRunIo, KvmRunMmio
+from minivmm.kvm.debug import DebugEvent, Watch
+from minivmm.kvm.debug_abi import GuestDebug
 from minivmm.spec.x86 import CpuidEntry, CpuState
+
+
+class HypervisorVcpuDebug(Protocol):
+    """The debugging side of a virtual CPU; see kvm/debug.py."""
+
+    def registers(self) -> dict[str, int]:
+        """All registers."""
+
+    def set_registers(self, changes: Mapping[str, int]) -> None:
+        """Change some."""
+
+    def translate(self, address: int) -> int | None:
+        """The gpa of a linear address."""
+
+    def control(self, flags: GuestDebug, watches: Sequence[Watch | None] = ()) -> None:
+        """Choose what ends in Exit.DEBUG."""
+
+    def event(self) -> DebugEvent:
+        """Details of an Exit.DEBUG."""
+
+    def tell_of_pause(self) -> None:
+        """Have the guest's watchdogs forgive a pause."""
 
 
 class HypervisorVcpu(Protocol):
     """One virtual CPU; see kvm/vcpu.py and, for the exit accessors, kvm/exits.py."""
 
     index: int
+
+    @property
+    def debug(self) -> HypervisorVcpuDebug:
+        """Its debugging side."""
+
     run_page: KvmRun
     io: KvmRunIo
     mmio: KvmRunMmio
@@ -74,6 +103,9 @@ class HypervisorVm(Protocol):
 
     def set_ioeventfd(self, fd: int, address: int, length: int, *, assign: bool = True) -> None:
         """Tie guest writes to an eventfd."""
+
+    def clock(self) -> float | None:
+        """The guest's kvmclock in seconds."""
 
     def reset_irqchips(self) -> None:
         """Interrupt controllers back to their first state."""

@@ -15,7 +15,7 @@ from enum import IntEnum
 from typing import Any
 
 from minivmm.errors import HostError
-from minivmm.kvm import abi
+from minivmm.kvm import abi, debug_abi
 
 _KVMIO = 0xAE
 
@@ -62,12 +62,14 @@ class Ioctl(IntEnum):
     SET_GSI_ROUTING = _IOW(0x6A, abi.KvmIrqRouting)
     IRQFD = _IOW(0x76, abi.KvmIrqfd)
     IOEVENTFD = _IOW(0x79, abi.KvmIoeventfd)
+    GET_CLOCK = _IOR(0x7C, abi.KvmClockData)
 
     RUN = _IO(0x80)
     GET_REGS = _IOR(0x81, abi.KvmRegs)
     SET_REGS = _IOW(0x82, abi.KvmRegs)
     GET_SREGS = _IOR(0x83, abi.KvmSregs)
     SET_SREGS = _IOW(0x84, abi.KvmSregs)
+    TRANSLATE = _IOWR(0x85, debug_abi.KvmTranslation)
     GET_MSRS = _IOWR(0x88, abi.KvmMsrs)
     SET_MSRS = _IOW(0x89, abi.KvmMsrs)
     GET_LAPIC = _IOR(0x8E, abi.KvmLapicState)
@@ -75,6 +77,7 @@ class Ioctl(IntEnum):
     SET_CPUID2 = _IOW(0x90, abi.KvmCpuid2)
     GET_MP_STATE = _IOR(0x98, abi.KvmMpState)
     SET_MP_STATE = _IOW(0x99, abi.KvmMpState)
+    SET_GUEST_DEBUG = _IOW(0x9B, debug_abi.KvmGuestDebug)
     GET_VCPU_EVENTS = _IOR(0x9F, abi.KvmVcpuEvents)
     SET_VCPU_EVENTS = _IOW(0xA0, abi.KvmVcpuEvents)
     GET_DEBUGREGS = _IOR(0xA1, abi.KvmDebugregs)
@@ -83,6 +86,7 @@ class Ioctl(IntEnum):
     SET_XSAVE = _IOW(0xA5, abi.KvmXsave)
     GET_XCRS = _IOR(0xA6, abi.KvmXcrs)
     SET_XCRS = _IOW(0xA7, abi.KvmXcrs)
+    KVMCLOCK_CTRL = _IO(0xAD)
     GET_XSAVE2 = _IOR(0xCF, abi.KvmXsave)  # KVM_SET_XSAVE serves both
 
 

@@ -27,6 +27,7 @@ from mmap import mmap
 
 from minivmm.errors import HostError
 from minivmm.kvm import abi
+from minivmm.kvm.debug import VcpuDebug
 from minivmm.kvm.exits import ExitArea
 from minivmm.kvm.ioctl import Ioctl, call, raw
 from minivmm.kvm.state import (
@@ -84,6 +85,8 @@ class Vcpu(ExitArea):
         self._lock = threading.Lock()  # guards immediate_exit and _tid
         self._tid = 0  # kernel's id of the thread that ran last
         super().__init__(mmap(fd, traits.run_size))
+        self.debug = VcpuDebug(fd, self.run_page)
+        """Its debugging side."""
 
     def initialise(self, cpuid: Sequence[CpuidEntry], state: CpuState | None) -> None:
         """Make the power-on state (CPUID, MSRs, LAPIC), remember it, then load `state`.

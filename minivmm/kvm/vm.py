@@ -8,8 +8,10 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from ctypes import byref
 
+from minivmm.errors import HostError
 from minivmm.kvm import abi
 from minivmm.kvm.ioctl import Ioctl, Table, call
 from minivmm.kvm.state import VcpuTraits
@@ -93,6 +95,17 @@ class Vm:
         ioeventfd = abi.KvmIoeventfd(addr=address, len=length, fd=fd, flags=flags)
         what = f"tie an eventfd to writes at {address:#x}"
         call(self._fd, Ioctl.IOEVENTFD, byref(ioeventfd), to=what)
+
+    def clock(self) -> float | None:
+        """The guest's kvmclock, in seconds since it began; it runs on while vCPUs are stopped.
+
+        None if KVM does not tell.
+        """
+        data = abi.KvmClockData()
+        with suppress(HostError):
+            call(self._fd, Ioctl.GET_CLOCK, byref(data), to="read the guest's clock")
+            return float(data[0]) / 1e9
+        return None
 
     def reset_irqchips(self) -> None:
         """PICs and IOAPIC back to their state after creation; LAPICs follow with their vCPUs.

@@ -20,7 +20,11 @@ def test_shell_escapes_and_terminal_restored() -> None:
     child.expect("42")
     child.send("\x01h")
     child.expect("Ctrl-A x")
-    child.send("\x01x")
+    child.send("\x01c")
+    child.expect(r"\(minivmm\) ")
+    child.send("info status\r")
+    child.expect("VM status: running")
+    child.send("\x01c\x01x")
     child.expect(pexpect.EOF)
 
     after = termios.tcgetattr(child.child_fd)

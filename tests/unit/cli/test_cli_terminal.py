@@ -13,9 +13,8 @@ import pexpect
 import pytest
 
 from minivmm.cli import output
-from minivmm.cli.console_input import in_foreground
 from minivmm.cli.output import Output
-from minivmm.cli.terminal import Escapes, RawTerminal
+from minivmm.cli.terminal import Escapes, RawTerminal, in_foreground
 from minivmm.cli.text import parse_duration
 from minivmm.errors import UsageError
 
@@ -80,7 +79,7 @@ def test_the_terminal_comes_back_however_the_process_ends(end: str) -> None:
     code = f"""
         import os, signal, sys, time
         from minivmm.cli import main
-        from minivmm.cli.terminal import RawTerminal
+        from minivmm.cli.terminal import RawTerminal, in_foreground
         signal.signal(signal.SIGTERM, main._on_signal)
         terminal = RawTerminal(0)
         terminal.__enter__()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minivmm.kvm import abi, ioctl
+from minivmm.kvm import abi, debug_abi, ioctl
 from minivmm.kvm.ioctl import Ioctl, Table
 
 NUMBERS = {
@@ -30,11 +30,13 @@ NUMBERS = {
     "SET_GSI_ROUTING": 0x4008AE6A,
     "IRQFD": 0x4020AE76,
     "IOEVENTFD": 0x4040AE79,
+    "GET_CLOCK": 0x8030AE7C,
     "RUN": 0xAE80,
     "GET_REGS": 0x8090AE81,
     "SET_REGS": 0x4090AE82,
     "GET_SREGS": 0x8138AE83,
     "SET_SREGS": 0x4138AE84,
+    "TRANSLATE": 0xC018AE85,
     "GET_MSRS": 0xC008AE88,
     "SET_MSRS": 0x4008AE89,
     "GET_LAPIC": 0x8400AE8E,
@@ -42,6 +44,7 @@ NUMBERS = {
     "SET_CPUID2": 0x4008AE90,
     "GET_MP_STATE": 0x8004AE98,
     "SET_MP_STATE": 0x4004AE99,
+    "SET_GUEST_DEBUG": 0x4048AE9B,
     "GET_VCPU_EVENTS": 0x8040AE9F,
     "SET_VCPU_EVENTS": 0x4040AEA0,
     "GET_DEBUGREGS": 0x8080AEA1,
@@ -50,6 +53,7 @@ NUMBERS = {
     "SET_XSAVE": 0x5000AEA5,
     "GET_XCRS": 0x8188AEA6,
     "SET_XCRS": 0x4188AEA7,
+    "KVMCLOCK_CTRL": 0xAEAD,
     "GET_XSAVE2": 0x9000AECF,
 }
 """The table of F.2, without the requests that minivmm does not make."""
@@ -57,6 +61,7 @@ NUMBERS = {
 SIZES = {
     abi.KvmUserspaceMemoryRegion: 32,
     abi.KvmIoeventfd: 64,
+    abi.KvmClockData: 48,
     abi.KvmIrqfd: 32,
     abi.KvmIrqRoutingEntry: 48,
     abi.KvmIrqRouting: 8,
@@ -73,6 +78,10 @@ SIZES = {
     abi.KvmMsrEntry: 16,
     abi.KvmMsrs: 8,
     abi.KvmIrqchip: 520,
+    debug_abi.KvmGuestDebug: 72,
+    debug_abi.KvmTranslation: 24,
+    debug_abi.KvmDebugExit: 32,
+    debug_abi.FxArea: 520,
 }
 
 UNION = 32
