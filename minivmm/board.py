@@ -87,7 +87,7 @@ class Board:
 
         self.pci = PciHost(self.mmio, self.pio, address_map, interrupts)
         self.functions: list[VirtioPciFunction] = []
-        self.console = VirtioConsole("console0")
+        self.console = VirtioConsole(spec.console_device)
         self.terminal = Terminal(self.console.ports[CONSOLE_PORT])
         self.memory_devices: dict[str, VirtioMem] = {}
         self.balloon: VirtioBalloon | None = None
@@ -109,7 +109,8 @@ class Board:
                 self.memory.add(window.base, Region(window.size), name=name)
             plug_in(self.console)
             for device in spec.devices:
-                plug_in(self._build(device))
+                if not device.built_in:
+                    plug_in(self._build(device))
             self.pci.assign_bars()
         except BaseException:
             self.close()
@@ -149,6 +150,7 @@ class Board:
             online=self._online,
             pci_address=function.address,
             running=running,
+            queues=function.transport.live_queues(),
         )
 
     def system_reset(self) -> None:

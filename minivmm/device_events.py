@@ -7,16 +7,20 @@ from collections.abc import Callable
 from minivmm.board import Board
 from minivmm.devices.spec import qom_path
 from minivmm.devices.virtio_balloon.device import VirtioBalloon
+from minivmm.devices.virtio_console.device import CONSOLE_PORT
 
 Emit = Callable[[str, dict[str, object]], None]
 
 
-def report_sizes(board: Board, emit: Emit) -> None:
-    """Have every change of a plugged size, and of the balloon's, emitted; lock held."""
+def report_changes(board: Board, emit: Emit) -> None:
+    """Have changes of plugged sizes, the balloon and ports of the console emitted; lock held."""
     for device in board.memory_devices.values():
         device.on_size_change = _plugged(device.identifier, emit)
     if board.balloon is not None:
         board.balloon.on_change = _ballooned(board.balloon, board.boot_memory, emit)
+    for port in board.console.ports:
+        if port.id != CONSOLE_PORT:
+            port.on_open_change = _opened(port.name, emit)
 
 
 def _plugged(identifier: str, emit: Emit) -> Callable[[int], None]:
@@ -26,6 +30,10 @@ def _plugged(identifier: str, emit: Emit) -> Callable[[int], None]:
         emit("MEMORY_DEVICE_SIZE_CHANGE", {"id": identifier, "size": size, "qom-path": path})
 
     return report
+
+
+def _opened(name: str, emit: Emit) -> Callable[[bool], None]:
+    return lambda opened: emit("VSERPORT_CHANGE", {"id": name, "open": opened})
 
 
 def _ballooned(balloon: VirtioBalloon, memory: int, emit: Emit) -> Callable[[], None]:

@@ -14,6 +14,7 @@ from minivmm.boot.numa import NumaEntry, numa_from_json, numa_to_json, resolve
 from minivmm.devices.spec import DeviceSpec
 from minivmm.devices.virtio_balloon.spec import VirtioBalloonSpec
 from minivmm.devices.virtio_blk.spec import VirtioBlkSpec
+from minivmm.devices.virtio_console.spec import VirtioConsoleSpec
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.devices.virtio_rng.spec import VirtioRngSpec
 from minivmm.errors import UsageError
@@ -35,8 +36,9 @@ DEVICE_TYPES: dict[str, type[DeviceSpec]] = {
     "virtio-balloon-pci": VirtioBalloonSpec,
     "virtio-blk-pci": VirtioBlkSpec,
     "virtio-rng-pci": VirtioRngSpec,
+    "virtio-serial-pci": VirtioConsoleSpec,
 }
-"""Command-line name -> the spec it is parsed into."""
+"""Command-line name -> the spec it is parsed into. The last one is in every machine anyway."""
 
 ONLINE_POLICIES = ("offline", "online", "online_kernel", "online_movable")
 """Values of memhp_default_state= (Linux mm/memory_hotplug.c)."""
@@ -99,6 +101,12 @@ class MachineSpec:
     def keyboard(self) -> str:
         """The console, of CONSOLES, that keys go to."""
         return self.console or ("ttyS0" if self.initrd else "hvc0")
+
+    @property
+    def console_device(self) -> VirtioConsoleSpec:
+        """The virtio-console that every machine has."""
+        given = (one for one in self.devices if isinstance(one, VirtioConsoleSpec))
+        return next(given, VirtioConsoleSpec())
 
     @property
     def memory_devices(self) -> tuple[VirtioMemSpec, ...]:

@@ -1,7 +1,8 @@
 """Where running VMs and cached files live on the host (shared/CONVENTIONS.md, "Sockets and files").
 
 A running VM owns one directory NAME under the runtime directory, holding qmp.sock, exec.sock,
-pid and spec.json. This module knows paths and liveness; it does not speak on the sockets.
+trace.sock, console.sock, pid and spec.json. This module knows paths and liveness; it does not
+speak on the sockets.
 """
 
 from __future__ import annotations
@@ -93,6 +94,32 @@ class MachineDir:
         return self.path / "exec.sock"
 
     @property
+    def trace_socket(self) -> Path:
+        """Socket of the event stream (docs/trace.md)."""
+        return self.path / "trace.sock"
+
+    @property
+    def console_socket(self) -> Path:
+        """Socket of the console: raw bytes both ways, for any number of clients."""
+        return self.path / "console.sock"
+
+    @property
+    def gdb_socket(self) -> Path:
+        """Socket for GDB, in a lab; elsewhere `boot --gdb` says where."""
+        return self.path / "gdb.sock"
+
+    @property
+    def sockets(self) -> tuple[Path, ...]:
+        """All of them."""
+        return (
+            self.qmp_socket,
+            self.exec_socket,
+            self.trace_socket,
+            self.console_socket,
+            self.gdb_socket,
+        )
+
+    @property
     def pid_file(self) -> Path:
         """File with the decimal pid of the `minivmm boot` process."""
         return self.path / "pid"
@@ -141,7 +168,7 @@ class MachineDir:
 
         Nothing else is touched: the runtime directory may be a place that has other things too.
         """
-        for file in (self.qmp_socket, self.exec_socket, self.spec_file, self.pid_file):
+        for file in (*self.sockets, self.spec_file, self.pid_file):
             with contextlib.suppress(OSError):
                 file.unlink()
         with contextlib.suppress(OSError):
@@ -163,10 +190,11 @@ def machine_dir(name: str) -> MachineDir:
             " starting with a letter or digit"
         )
     found = MachineDir(runtime_root() / name)
-    length = len(os.fsencode(found.exec_socket))
+    longest = max(found.sockets, key=lambda path: len(path.name))
+    length = len(os.fsencode(longest))
     if length > SOCKET_PATH_MAX:
         raise HostError(
-            f"socket path {found.exec_socket} has {length} bytes, the system's limit is"
+            f"socket path {longest} has {length} bytes, the system's limit is"
             f" {SOCKET_PATH_MAX}: use a shorter name or set MINIVMM_RUNTIME_DIR"
         )
     return found

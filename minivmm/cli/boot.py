@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from minivmm.boot.numa import numa_text, parse_numa
 from minivmm.cli.text import parse_duration, print_json, say
+from minivmm.control.gdb_address import DEFAULT, join_address, parse_address
 from minivmm.errors import UsageError
 from minivmm.machine_spec import (
     DEVICE_TYPES,
@@ -22,6 +23,8 @@ from minivmm.machine_spec import (
 )
 from minivmm.options import describe, from_mapping, to_mapping
 from minivmm.runtime import config_file
+from minivmm.tracing.wish import parse_details
+from minivmm.ui.guard import parse_listen
 
 _SPEC_OPTIONS = (
     "name",
@@ -45,13 +48,26 @@ class BootOptions:
 
     command: tuple[str, ...] = ()
     qmp: Path | None = None
+    ui: str | None = None
+    """Where to serve a live view as a web page (minivmm.ui.guard); "" leaves the choice to it."""
+    gdb: str | None = None
+    """Where to wait for GDB (minivmm.control.gdb_server.parse_address)."""
+    freeze: bool = False
     stats: bool = False
     json: bool = False
     timeout: float | None = None
     status: Path | None = None
+    trace: Path | None = None
+    trace_details: str = "requests"
+    """What to trace beside what is always kept (tracing/wish.py)."""
     verbose: bool = False
     quiet: bool = False
     debug: bool = False
+
+
+def prepare(words: Sequence[str]) -> list[str]:
+    """The words as argparse understands them: --ui takes only `=ADDR`, or it would eat KERNEL."""
+    return join_address(["--ui=" if word == "--ui" else word for word in words])
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -130,6 +146,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--timeout", metavar="T", help="end after T (30s, 2m) with status 124")
     add("--qmp", metavar="PATH", help="listen for QMP clients here as well")
+    add(
+        "--ui",
+        metavar="ADDR:PORT",
+        help="serve a live view as a web page, as `minivmm ui` does (--ui=8000; default: any free"
+        " port of 127.0.0.1)",
+    )
+    add("--trace", metavar="FILE", help="write what happens to FILE, as JSON Lines (docs/trace.md)")
+    add(
+        "--gdb",
+        metavar="ADDR",
+        help=f"let GDB connect: PORT, HOST:PORT or unix:PATH (default: {DEFAULT}; docs/gdb.md)",
+    )
+    add(
+        "-S",
+        "--freeze",
+        action="store_true",
+        help="wait before the first instruction, for gdb's or QMP's `continue`",
+    )
+    add(
+        "--trace-details",
+        metavar="LIST",
+        default=BootOptions.trace_details,
+        help="what else to write there: requests,exits,memory (default: requests)",
+    )
     add("--status", metavar="FILE", help="write how it ended to FILE, as JSON")
     add("--stats", action="store_true", help="say where time and exits went, on stderr")
     add("--dry-run", action="store_true", help="show the machine and stop")
@@ -187,15 +227,25 @@ def spec_from(args: argparse.Namespace) -> MachineSpec:
 
 def options_from(args: argparse.Namespace) -> BootOptions:
     """The rest of the command line."""
+    parse_details(args.trace_details)
     if args.json and not (args.dry_run or args.stats):
         raise UsageError("--json needs --dry-run or --stats: a booted guest has no JSON to show")
+    if args.ui is not None:
+        parse_listen(args.ui)
+    if args.gdb is not None:
+        parse_address(args.gdb)
     return BootOptions(
         command=tuple(args.command),
         qmp=None if args.qmp is None else Path(args.qmp).absolute(),
+        ui=args.ui,
+        gdb=args.gdb,
+        freeze=args.freeze,
         stats=args.stats,
         json=args.json,
         timeout=None if args.timeout is None else parse_duration(args.timeout),
         status=None if args.status is None else Path(args.status).absolute(),
+        trace=None if args.trace is None else Path(args.trace).absolute(),
+        trace_details=args.trace_details,
         verbose=args.verbose,
         quiet=args.quiet,
         debug=args.debug,

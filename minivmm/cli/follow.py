@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from minivmm.cli.text import say
-from minivmm.cli.why import brief, diagnoses
+from minivmm.cli.why import brief
 from minivmm.control.client import Client
+from minivmm.control.inside import diagnoses
 from minivmm.errors import Refused, WaitTimeout
 from minivmm.units import MIB, format_size
 

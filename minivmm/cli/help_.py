@@ -25,7 +25,11 @@ EXIT_CODES = {
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument(
-        "topic", nargs="?", metavar="VERB|exit-codes", help="what to explain (default: all verbs)"
+        "topic",
+        nargs="?",
+        metavar="VERB|exit-codes|man",
+        help="what to explain (default: all verbs); man: the whole manual page, to pipe into"
+        " `man -l -`",
     )
 
 
@@ -36,11 +40,16 @@ def run(args: argparse.Namespace) -> int:
         print_table([("STATUS", "MEANING"), *rows])
         print("boot -- CMD, exec, lab: otherwise CMD's own status (128 + number for signals)")
         return 0
+    if args.topic == "man":
+        from minivmm.cli.manual import page
+
+        print(page(EXIT_CODES), end="")
+        return 0
     if args.topic is None:
         main.parser_for([]).print_help()
         return 0
     if args.topic not in main.VERBS:
         raise UsageError(
-            f"no help for {args.topic!r}: topics are exit-codes, {', '.join(main.VERBS)}"
+            f"no help for {args.topic!r}: topics are exit-codes, man, {', '.join(main.VERBS)}"
         )
     return main.run([args.topic, "--help"])

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -17,10 +17,12 @@ from minivmm import runtime
 from minivmm.board import plan_board
 from minivmm.boot.numa import numa_text
 from minivmm.cli.boot import BootOptions
-from minivmm.cli.console_input import in_foreground
 from minivmm.cli.ending import recorded
+from minivmm.cli.lab_gdb import GdbDoor
 from minivmm.cli.signals import ENDING, HeldSignals
+from minivmm.cli.terminal import in_foreground
 from minivmm.cli.text import parse_duration, say
+from minivmm.cli.viewer import Viewer
 from minivmm.errors import Interrupted, Timeout
 from minivmm.guest.kernels import find, newest
 from minivmm.lab.lab import DEFAULT_MEMORY, RUNTIME_DIR, Lab, lab_kernel
@@ -91,9 +93,11 @@ def boot_arguments(spec: MachineSpec, options: BootOptions) -> list[str]:
     for device in spec.devices:
         words.append(f"--device={_device_text(device)}")
     words += [f"--numa={numa_text(entry)}" for entry in spec.numa]
-    for flag in ("stats", "json", "verbose", "quiet", "debug"):
+    for flag in ("freeze", "stats", "json", "verbose", "quiet", "debug"):
         words += [f"--{flag}"] if getattr(options, flag) else []
     words += [f"--status={options.status}"] if options.status is not None else []
+    if options.trace is not None:
+        words += [f"--trace={options.trace}", f"--trace-details={options.trace_details}"]
     return [*words, "--", *options.command] if options.command else words
 
 
@@ -120,14 +124,17 @@ def _boot_as(directory: runtime.MachineDir, spec: MachineSpec, options: BootOpti
     directory.spec_file.write_text(json.dumps(spec_to_json(spec)) + "\n")
     # -P: this minivmm, not one that the working directory may hold.
     words = [sys.executable, "-P", "-m", "minivmm.cli", "boot", "--accel=kvm"]
+    inside = f"{RUNTIME_DIR}/{directory.name}"
+    words += [] if options.gdb is None else [f"--gdb=unix:{inside}/gdb.sock"]
     words += boot_arguments(spec, options)
     with (
         _time_limit(options.timeout),
         Lab(lab_kernel(say), memory=_memory(spec), cpus=_cpus(spec)) as lab,
     ):
-        inside = f"{RUNTIME_DIR}/{directory.name}"
         lab.forward(directory.exec_socket, f"{inside}/exec.sock", patience=PATIENCE)
         lab.forward(directory.qmp_socket, f"{inside}/qmp.sock", patience=PATIENCE)
+        lab.forward(directory.console_socket, f"{inside}/console.sock", patience=PATIENCE)
+        lab.forward(directory.trace_socket, f"{inside}/trace.sock", patience=PATIENCE)
         if options.qmp is not None:
             lab.forward(options.qmp, f"{inside}/qmp.sock", patience=PATIENCE)
         came: list[int] = []
@@ -137,10 +144,22 @@ def _boot_as(directory: runtime.MachineDir, spec: MachineSpec, options: BootOpti
             came.append(number)
             return signal.SIGTERM if number in ENDING else number
 
-        status = _run(lab, words, interactive=not options.command, translate=note)
+        viewer = nullcontext() if options.ui is None else Viewer(directory.name, options.ui)
+        with viewer, _gdb_door(lab, directory, options):
+            status = _run(lab, words, interactive=not options.command, translate=note)
         if came and status == 128 + signal.SIGTERM:  # it was not yet able to clean up, nor had to
             raise Interrupted(f"ended by {signal.Signals(came[0]).name}")
         return status
+
+
+def _gdb_door(
+    lab: Lab, directory: runtime.MachineDir, options: BootOptions
+) -> AbstractContextManager[object]:
+    """Where GDB connects out here, if it is to."""
+    if options.gdb is None:
+        return nullcontext()
+    inside = f"{RUNTIME_DIR}/{directory.name}/gdb.sock"
+    return GdbDoor(lab, options.gdb, inside, directory.qmp_socket, quiet=options.quiet)
 
 
 def _run(

@@ -11,33 +11,44 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
 from minivmm import __version__
 from minivmm.errors import ExitStatus, Interrupted, MinivmmError, UsageError
-from minivmm.options import unknown
 
 VERBS = {
     "boot": "boot a kernel, and run a command in it or a shell on its console",
     "list": "list running VMs",
     "info": "show a VM's memory: requested, plugged, resident",
     "resize": "set how much memory a VM should have plugged",
+    "wait": "wait until a VM is resized, ready, or gone",
     "why": "say why a VM has, or has not, the memory asked for",
     "kick": "make a VM's memory driver try again at once",
+    "top": "watch and steer a VM's memory live, in the terminal",
+    "ui": "the same as a web page: serve it, and print its address",
+    "trace": "follow what a VM does, event by event, or read a trace file",
+    "inspect": "show the state of all parts of a VM, or of one",
+    "qmp": "send a QMP command, or a line of the human monitor",
     "audit": "prove that memory not plugged costs the host nothing",
+    "console": "watch a VM's console, and type at it",
     "exec": "run a command in a VM",
+    "report": "make a page, or figures, of what a trace says about resizes",
     "stop": "end a VM",
     "kernel": "fetch stock kernels, list those fetched",
     "lab": "run a command where /dev/kvm can run stock kernels",
     "doctor": "check what this host can do, and name cures",
+    "completion": "print a script that completes command lines in bash, zsh or fish",
     "help": "show this, the help of a verb, or the exit codes",
 }
 """Verb -> one line of help; its module is minivmm.cli.VERB (exec, list: with a trailing `_`)."""
 
 BOOT_FAMILY = {"boot", "lab", "exec"}
 """Verbs whose exit status is that of a command they run; their own failures are 124 and above."""
+
+TAKES_WORDS = BOOT_FAMILY | {"completion"}
+"""Verbs with something behind `--`."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -103,7 +114,7 @@ def parser_for(words: Sequence[str]) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
         if name == chosen:
             _add_debug(sub, default=argparse.SUPPRESS)
-            _module(name).configure(sub)
+            module_of(name).configure(sub)
     return parser
 
 
@@ -124,17 +135,17 @@ def _run_verb(words: list[str]) -> int:
     verb = verb_of(words)
     parser = parser_for(words)
     if verb in VERBS:
-        module = _module(verb)
+        module = module_of(verb)
         own = module.prepare(own) if hasattr(module, "prepare") else own
-        if len(own) < len(words) and verb not in BOOT_FAMILY:
+        if len(own) < len(words) and verb not in TAKES_WORDS:
             parser.error(f"{verb} takes no command after --")
     if verb is not None and verb not in VERBS:
-        raise UsageError(unknown("verb", verb, list(VERBS)))
+        raise UsageError(_unknown("verb", verb, VERBS))
     args, rest = parser.parse_known_args(own)
     if rest:
         raise UsageError(_unexpected(verb, rest[0]))
     args.command = command
-    status: int = _module(args.verb).run(args)
+    status: int = module_of(args.verb).run(args)
     if sys.stdout is not None:
         sys.stdout.flush()
     return status
@@ -145,9 +156,15 @@ def _unexpected(verb: str | None, word: str) -> str:
     if not word.startswith("-"):
         return f"{verb} does not take {word!r} (see `minivmm {verb} --help`)"
     parser = argparse.ArgumentParser(add_help=False)
-    _module(str(verb)).configure(parser)
+    module_of(str(verb)).configure(parser)
     options = [name for name in parser._option_string_actions if name.startswith("--")]
-    return unknown(f"option of {verb}", word.partition("=")[0], options)
+    return _unknown(f"option of {verb}", word.partition("=")[0], options)
+
+
+def _unknown(what: str, name: str, valid: Iterable[str]) -> str:
+    from minivmm.options import unknown  # slow to load, and seldom needed
+
+    return unknown(what, name, list(valid))
 
 
 def _complain(text: str) -> None:
@@ -164,7 +181,8 @@ def _open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
-def _module(verb: str) -> Any:
+def module_of(verb: str) -> Any:
+    """The module of a verb of VERBS."""
     suffix = "_" if verb in ("exec", "list", "help") else ""
     return importlib.import_module(f"minivmm.cli.{verb}{suffix}")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from minivmm import runtime
 from minivmm.cli.follow import Follower
 from minivmm.cli.text import add_json, parse_duration, print_json
 from minivmm.control.client import Client
+from minivmm.control.targets import pick_device, target_size
 from minivmm.errors import UsageError
-from minivmm.units import align_down, format_size, parse_size
+from minivmm.units import parse_size
 
 DEFAULT_WAIT = "60s"
 """How long a bare --wait waits."""
@@ -70,49 +70,6 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print_json(_result(client, entry.name, device["id"]))
     return 0
-
-
-def pick_device(
-    devices: Sequence[dict[str, Any]], identifier: str | None, machine: str
-) -> dict[str, Any]:
-    """The data of device `identifier`, or of the only one. Raises UsageError."""
-    found: dict[str, dict[str, Any]] = {d["data"]["id"]: d["data"] for d in devices}
-    if not found:
-        raise UsageError(
-            f"{machine} has no memory device: boot it with --mem-device size=4G to resize it"
-        )
-    if identifier is None:
-        if len(found) > 1:
-            raise UsageError(f"{machine} has {', '.join(found)}: choose one with --device")
-        identifier = next(iter(found))
-    if identifier not in found:
-        raise UsageError(
-            f"{machine} has no memory device {identifier!r}: it has {', '.join(found)}"
-        )
-    return found[identifier]
-
-
-def target_size(text: str, device: dict[str, Any]) -> int:
-    """Bytes that `text` (SIZE, +SIZE or -SIZE) asks for. Raises UsageError if `device` cannot."""
-    size = parse_size(text.lstrip("+-"))
-    if text.startswith("+"):
-        size = device["requested-size"] + size
-    elif text.startswith("-"):
-        size = device["requested-size"] - size
-    block, most = device["block-size"], device["max-size"]
-    shown = format_size(size) if size >= 0 else f"-{format_size(-size)}"
-    if not 0 <= size <= most:
-        raise UsageError(
-            f"requested-size {shown} is outside the region of {device['id']}"
-            f" (0 to {format_size(most)}; requested now: {format_size(device['requested-size'])})"
-        )
-    if size % block:
-        below = align_down(size, block)
-        raise UsageError(
-            f"requested-size {shown} is not a multiple of block-size {format_size(block)}"
-            f" (nearest: {format_size(below)}, {format_size(below + block)})"
-        )
-    return size
 
 
 def _result(client: Client, name: str, identifier: str) -> dict[str, object]:

@@ -8,6 +8,7 @@ The first of these ends it: the machine itself, the command, --timeout, Ctrl-C o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
@@ -15,23 +16,26 @@ import os
 import signal
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable
 
 from minivmm import runtime
 from minivmm.accel import open_system, probe
 from minivmm.cli.boot import BootOptions
-from minivmm.cli.console_input import ConsoleInput, in_foreground
+from minivmm.cli.boot_console import BootConsole
+from minivmm.cli.boot_gdb import open_gdb
 from minivmm.cli.ending import recorded
 from minivmm.cli.output import Output
 from minivmm.cli.signals import ENDING, HeldSignals, ignore_in_this_thread
-from minivmm.cli.terminal import HELP, RawTerminal
 from minivmm.cli.text import SCHEMA, say
+from minivmm.cli.viewer import Viewer
 from minivmm.control import exec_client
 from minivmm.control.agent import GuestAgent
+from minivmm.control.console_server import ConsoleServer
 from minivmm.control.exec_server import ExecServer
 from minivmm.control.face import Context
+from minivmm.control.gdb_server import GdbServer
+from minivmm.control.guest_watch import GuestWatch
 from minivmm.control.qmp import QmpServer
+from minivmm.control.trace_server import TraceServer
 from minivmm.errors import (
     GuestFailure,
     HostError,
@@ -44,7 +48,10 @@ from minivmm.guest_image import GuestImage, resolve
 from minivmm.loop import EventLoop
 from minivmm.machine import Machine, Outcome
 from minivmm.machine_spec import MachineSpec, spec_to_json
-from minivmm.units import format_size
+from minivmm.tracing.file import TraceFile
+from minivmm.tracing.scene import scene_of
+from minivmm.tracing.touches import Touches
+from minivmm.tracing.wish import parse_details
 
 READY_TIMEOUT = 300.0
 """Seconds that a guest may take until it can run a command; slow hosts emulate every step."""
@@ -54,10 +61,6 @@ POWERDOWN_GRACE = 10.0
 
 LAST_WORDS = 3.0
 """Seconds that a machine may take to say what it died of, after its agent went away."""
-
-TAIL = 40
-TAIL_WIDTH = 1024
-"""Lines of console output, and bytes of each, kept to be shown when a guest dies unseen."""
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 
@@ -76,15 +79,20 @@ def boot_here(spec: MachineSpec, options: BootOptions) -> int:
 
 
 def _boot(spec: MachineSpec, options: BootOptions) -> int:
-    with HeldSignals() as signals:
+    trace: TraceFile | None = None
+    with HeldSignals() as signals, contextlib.ExitStack() as owned:
         directory = runtime.claim(spec.name or runtime.free_name())
         try:
             with signals.allowed():
                 spec = dataclasses.replace(spec, name=directory.name)
                 directory.spec_file.write_text(json.dumps(spec_to_json(spec)) + "\n")
                 image = resolve(spec, shell=not options.command)
+                if options.trace is not None:
+                    trace = owned.enter_context(
+                        TraceFile(options.trace, say, details=parse_details(options.trace_details))
+                    )
             # asyncio cannot be interrupted while it makes its loop, or takes it down.
-            return asyncio.run(_Run(spec, options, directory, image).run(signals))
+            return asyncio.run(_Run(spec, options, directory, image, trace).run(signals))
         finally:
             directory.remove()
 
@@ -98,14 +106,14 @@ class _Run:
         options: BootOptions,
         directory: runtime.MachineDir,
         image: GuestImage,
+        trace: TraceFile | None,
     ) -> None:
         self._spec = spec
         self._options = options
         self._directory = directory
         self._image = image
-        self._tail: deque[bytes] = deque(maxlen=TAIL)
+        self._trace = trace
         self._signals = 0
-        self._terminal = RawTerminal(STDIN)
 
     async def run(self, signals: HeldSignals) -> int:
         """Boot and wait for the end. Raises MinivmmError for every end but an orderly one."""
@@ -119,11 +127,12 @@ class _Run:
 
     async def _run(self) -> int:
         """Everything from opening /dev/kvm to closing it."""
-        self._console = self._open_console()
-        system = open_system()
+        quiet = self._options.quiet
+        self._console = BootConsole(self._loop, self._open_console(), quiet=quiet)
+        self._system = system = open_system()
         try:
             self._machine = Machine(
-                self._spec, self._image, system, self._loop, console=self._on_console
+                self._spec, self._image, system, self._loop, console=self._console.print
             )
             try:
                 return await self._serve()
@@ -132,9 +141,7 @@ class _Run:
                 self._report_stats()
         finally:
             system.close()
-            if self._console is not None:
-                self._console.close()
-            self._terminal.restore()
+            self._console.close()
             self._directory.remove()
 
     async def _serve(self) -> int:
@@ -146,25 +153,59 @@ class _Run:
         for line in machine.board.address_map.warnings():
             say(line)
         machine.on_end.append(lambda outcome: self._loop.call_soon(lambda: self._on_end(outcome)))
-        qmp = QmpServer(Context(machine, self._agent), self._loop.lock)
+        context = Context(machine, self._agent)
+        qmp = QmpServer(context, self._loop.lock)
         commands = ExecServer(self._agent, self._loop)
+        self._console.connect(machine, self._spec.keyboard)
+        consoles = ConsoleServer(self._console.hub, self._loop)
+        watch = GuestWatch(self._agent, machine.trace, machine.memory_devices)
+        Touches(machine.trace, machine.memory_devices, self._loop.remind)
+        scene = scene_of(machine)
+        events = TraceServer(scene, self._loop)
+        if self._trace is not None:
+            self._trace.begin(scene, self._loop)
+        viewers = contextlib.ExitStack()
+        gdb: GdbServer | None = None
         try:
             await commands.start(self._directory.exec_socket)
+            await consoles.start(self._directory.console_socket)
+            await events.start(self._directory.trace_socket)
             await qmp.start(self._directory.qmp_socket)
             if self._options.qmp is not None:
                 await qmp.start(self._options.qmp)
+            if self._options.ui is not None:
+                viewers.enter_context(Viewer(self._machine.name, self._options.ui))
             if self._options.timeout is not None:
                 self._loop.call_later(self._options.timeout, self._on_timeout)
             with self._loop.lock:
-                machine.start()
+                machine.start(frozen=self._options.freeze or self._options.gdb is not None)
+            gdb = await self._open_gdb(context)
             if self._options.command:
                 threading.Thread(target=self._run_command, name="command", daemon=True).start()
             else:
-                self._attach_terminal()
+                self._console.attach_terminal(context, machine)
             return await self._finished
         finally:
+            watch.close()
             await commands.close()
+            await consoles.close()
             await qmp.close()
+            await events.close()
+            if gdb is not None:
+                await gdb.close()
+            viewers.close()
+
+    async def _open_gdb(self, context: Context) -> GdbServer | None:
+        if self._options.gdb is None:
+            return None
+        address = self._options.gdb
+        gdb, line = await open_gdb(self._machine, context, self._loop, self._system, address)
+        if str(self._directory.gdb_socket) not in line:  # in a lab it is said outside
+            self._notice(line)
+        with self._loop.lock:
+            if not self._options.freeze and self._machine.state == "prelaunch":
+                self._machine.resume()
+        return gdb
 
     # -- ends --------------------------------------------------------------------------------------
 
@@ -179,7 +220,7 @@ class _Run:
 
     def _on_end(self, outcome: Outcome) -> None:
         if outcome.died:
-            self._show_tail()
+            self._console.show_tail()
             self._finish(_failure(outcome))
         elif self._signals:
             self._finish(Interrupted("interrupted"))
@@ -193,7 +234,7 @@ class _Run:
     def _on_timeout(self) -> None:
         seconds = f"{self._options.timeout:g}"
         if not self._agent.ready:
-            self._show_tail()
+            self._console.show_tail()
         self._finish(Timeout(f"not finished after {seconds} s (--timeout)"))
 
     def _on_signal(self, number: int) -> None:
@@ -226,7 +267,7 @@ class _Run:
                 timeout=READY_TIMEOUT,
             )
         except WaitTimeout:
-            self._loop.call_soon(self._show_tail)
+            self._loop.call_soon(self._console.show_tail)
             end = GuestFailure(f"the guest was not ready for a command after {READY_TIMEOUT:g} s")
         except GuestFailure as error:
             end, patience = error, LAST_WORDS
@@ -244,57 +285,6 @@ class _Run:
             end = Interrupted("nobody reads the guest's console any more")
             return Output(STDOUT, lambda: self._loop.call_soon(lambda: self._finish(end)))
         return Output(STDERR) if self._options.verbose else None
-
-    def _on_console(self, data: bytes) -> None:
-        """Any thread, lock held."""
-        if self._console is not None:
-            self._console.write(data)
-        else:
-            self._keep(data)
-
-    def _keep(self, data: bytes) -> None:
-        """Remember the last lines; the serial port gives single bytes."""
-        last = self._tail[-1] if self._tail else b"\n"
-        if not last.endswith(b"\n") and len(last) < TAIL_WIDTH:
-            data = self._tail.pop() + data
-        self._tail.append(data)
-
-    def _show_tail(self) -> None:
-        if self._tail:
-            self._notice("last lines of the guest's console:")
-            sys.stderr.write(b"".join(self._tail).decode(errors="replace").replace("\r", ""))
-            sys.stderr.write("" if self._tail[-1].endswith(b"\n") else "\n")
-            sys.stderr.flush()
-
-    def _attach_terminal(self) -> None:
-        """Keys go to the guest: raw from a terminal, as they are from a pipe."""
-        if not in_foreground(STDIN):
-            return
-        on_escape: Callable[[str], None] | None = None
-        if os.isatty(STDIN):
-            self._notice("escape: Ctrl-A h")
-            self._terminal.__enter__()
-            on_escape = self._on_escape
-        board = self._machine.board
-        console = board.terminal if self._spec.keyboard == "hvc0" else board.serial
-        ConsoleInput(STDIN, console, self._loop, on_escape).start()
-
-    def _on_escape(self, letter: str) -> None:
-        if letter == "x":
-            self._machine.request_quit()
-        elif letter == "b":
-            self._machine.board.serial.receive_break()
-        elif letter == "s":
-            say(self._status_line())
-        elif letter == "h":
-            print(HELP, file=sys.stderr, flush=True)
-
-    def _status_line(self) -> str:
-        sizes = [
-            f"{name} {format_size(device.plugged_size)}/{format_size(device.requested_size)}"
-            for name, device in self._machine.board.memory_devices.items()
-        ]
-        return ", ".join([f"{self._machine.name} {self._machine.state}", *sizes])
 
     # -- our own lines -----------------------------------------------------------------------------
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from minivmm import runtime
 from minivmm.cli.text import add_device, add_json, add_name, print_json
 from minivmm.control.client import Client
-from minivmm.control.inside import look_inside
+from minivmm.control.inside import diagnoses
 
 PATIENCE = 10.0
 """Seconds for the guest to tell what it knows; it may be the one that hangs."""
@@ -38,23 +37,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"{entry.name} has no memory device: boot it with --mem-device size=4G")
     return 0
-
-
-def diagnoses(
-    client: Client, agent: Path | None, device: str | None = None, *, patience: float
-) -> list[dict[str, Any]]:
-    """The diagnosis of each device as x-minivmm-why gives it, or of one.
-
-    By way of exec socket `agent` the guest is asked as well, if it is ready, for at most `patience`
-    seconds.
-    """
-    which = {} if device is None else {"id": device}
-    answer = client.execute("x-minivmm-why", **which)
-    if agent is not None and answer["agent-ready"]:
-        inside = look_inside(agent, answer["memory-devices"], patience)
-        answer = client.execute("x-minivmm-why", inside=inside, **which)
-    devices: list[dict[str, Any]] = answer["memory-devices"]
-    return devices
 
 
 def brief(diagnosis: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -131,6 +132,12 @@ class Lab:
         except OSError as error:
             why = error.strerror or error  # too long a path has no errno
             raise HostError(f"cannot listen on {listen}: {why}") from error
+
+    def forward_socket(
+        self, listener: socket.socket, target: str, *, patience: float = 0.0
+    ) -> None:
+        """The same for a socket of any kind that listens already; closed with the lab."""
+        self._link.forward_socket(listener, target, patience)
 
     def close(self) -> None:
         """Kill everything inside and the machine; a second call does nothing."""

@@ -43,7 +43,7 @@ class Link:
         self._closing = False
         self._channels: dict[int, Session | Relay] = {}
         self._last = HELLO
-        self._listeners: list[tuple[socket.socket, Path]] = []
+        self._listeners: list[tuple[socket.socket, Path | None]] = []
         self._thread = threading.Thread(target=self._serve, name="lab link", daemon=True)
         self._thread.start()
 
@@ -94,8 +94,22 @@ class Link:
         except OSError:
             listener.close()
             raise
+        self.forward_socket(listener, target, patience, remove=listen)
+
+    def forward_socket(
+        self,
+        listener: socket.socket,
+        target: str,
+        patience: float,
+        *,
+        remove: Path | None = None,
+    ) -> None:
+        """The same for a socket that listens already, which is ours from now on.
+
+        `remove` is a file that goes with it.
+        """
         listener.setblocking(False)
-        self._listeners.append((listener, listen))
+        self._listeners.append((listener, remove))
         request = {"connect": target, "patience": patience}
         opening = json_frame(0, Kind.OPEN, request).payload
         fd = listener.fileno()
@@ -109,7 +123,8 @@ class Link:
         self._thread.join()
         for listener, path in self._listeners:
             listener.close()
-            path.unlink(missing_ok=True)
+            if path is not None:
+                path.unlink(missing_ok=True)
         for fd in self._helpers:
             os.close(fd)
         self._console.close()

@@ -147,6 +147,16 @@ class GuestMemory:
             raise GuestAddressError(gpa, length, f"unplugged memory of {slot.name}")
         return slot.region.view(offset, length)
 
+    def peek(self, gpa: int, length: int) -> memoryview:
+        """`length` bytes at `gpa` to be read at once: a view, or a copy if they cross regions.
+
+        Raises GuestAddressError.
+        """
+        slot = self._find(gpa)
+        if slot is not None and gpa + length > slot.end:
+            return memoryview(self.read(gpa, length))
+        return self.view(gpa, length)
+
     def check(self, gpa: int, length: int) -> None:
         """Raises GuestAddressError unless all of [`gpa`, `gpa` + `length`) may be accessed now."""
         for at, size in self._pieces(gpa, length):

@@ -37,6 +37,7 @@ class GuestBuffer:
         self.data = data
         self.readable = len(data)
         self.writable = writable
+        self.descriptors = 1
 
     def read(self, limit: int | None = None) -> bytes:
         """virtio.queue.Chain."""

@@ -208,9 +208,13 @@ class VirtioPciDriver(PciDriver):
         return 4, position << 16 | name
 
     def submit(self, index: int, *readable: bytes, writable: tuple[int, ...] = ()) -> list[Used]:
-        """One chain: add, kick if the device wants it, collect everything that came back."""
+        """One chain: add, kick if the device wants it, collect everything that came back.
+
+        A chain of more descriptors than the ring has goes into an indirect table.
+        """
         ring = self.queues[index]
-        ring.add(readable, writable)
+        fits = len(readable) + len(writable) <= ring.size
+        ring.add(readable, writable, direct=None if fits else 0)
         if ring.wants_kick():
             self.kick(index)
         return ring.collect()
@@ -267,7 +271,13 @@ class DeviceBench:
         self.trace = Trace()
         self.mmio, self.pio = Bus("mmio"), Bus("pio")
         self.host = PciHost(self.mmio, self.pio, address_map, self.irq)
-        self.function = VirtioPciFunction(
+        self.function, self.driver = self.add(device)
+
+    def add(
+        self, device: VirtioDevice, slot: int | None = None
+    ) -> tuple[VirtioPciFunction, VirtioPciDriver]:
+        """Plug a function with `device` into `slot` or the next one; all BARs are placed anew."""
+        function = VirtioPciFunction(
             device,
             interrupts=self.irq,
             doorbells=self.doorbells,
@@ -275,16 +285,17 @@ class DeviceBench:
             trace=self.trace,
             defer=self.defer,
         )
-        self.host.add(self.function)
+        self.host.add(function, slot)
         self.host.assign_bars()
-        self.driver = VirtioPciDriver(
+        driver = VirtioPciDriver(
             self.mmio,
             self.memory,
             self.allocator,
-            self.function.slot,
+            function.slot,
             doorbells=self.doorbells,
             defer=self.defer,
         )
+        return function, driver
 
     def events(self, name: str) -> list[Event]:
         """Trace events called `name`, oldest first."""

@@ -15,6 +15,7 @@ there, or ends run() with EFAULT if that is forbidden (mprotect), as with EPT or
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -75,6 +76,7 @@ class FakeVm:
         self.ioeventfds: dict[tuple[int, int], int] = {}
         """(address, length) -> fd."""
         self.irqchip_resets = 0
+        self._began = time.monotonic()
         self.closed = False
 
     def set_memory_region(
@@ -146,6 +148,10 @@ class FakeVm:
                 os.eventfd_write(self.ioeventfds[key], 1)
                 return True
         return False
+
+    def clock(self) -> float | None:
+        """Seconds since the VM was made."""
+        return time.monotonic() - self._began
 
     def reset_irqchips(self) -> None:
         """Count it."""

@@ -17,28 +17,41 @@ from minivmm.devices.virtio_mem.view import Surroundings, View, observe
 from minivmm.memory.guest import GuestMemory
 from minivmm.memory.layout import Window
 from minivmm.memory.region import Region
+from minivmm.pci.function import PciFunction
 from minivmm.spec.virtio import DeviceStatus
+from minivmm.testing.mem_driver import MemDriver
+from minivmm.trace import Trace
 from minivmm.units import GIB, MIB
 
 FIRST_REGION = 4 * GIB
 REGION_STRIDE = 64 * GIB
 """Devices are laid out by this rule, far enough from each other."""
+LINUX_BLOCKS = 64
+"""Blocks that Linux asks for at a time: 128 MiB, if they have 2 MiB."""
 
 
-class NoSignals:
-    """Signals of a device that is in no transport."""
+class GuestSignals:
+    """Signals of a device that is in no transport: events are kept, and a guest may listen."""
+
+    def __init__(self, identifier: str, trace: Trace, on_config: Callable[[str], None]) -> None:
+        self._identifier = identifier
+        self._trace = trace
+        self._on_config = on_config
 
     def queue(self, index: int) -> None:
         """Nobody looks at used buffers."""
 
     def config(self, *, notify: bool = True) -> None:
-        """Nobody reads the configuration."""
+        """The configuration interrupt."""
+        if notify:
+            self._on_config(self._identifier)
 
     def kick(self, index: int) -> None:
         """There is no queue to look at again."""
 
     def trace(self, name: str, **fields: object) -> None:
-        """Nobody keeps events."""
+        """As a transport does."""
+        self._trace.emit(self._identifier, name, **fields)
 
 
 class FakeAgent:
@@ -56,14 +69,20 @@ class FakeMachine:
         self.state = "running"
         self.boot_memory = 512 * MIB
         self.memslots = 1
+        self.thread_ids: Sequence[int] = (4711,)
+        self.functions: Sequence[PciFunction] = ()
+        """What it has on PCI: nothing, unless a test puts a board's here."""
         self.numa = Topology((Node((0,), 512 * MIB),))
         self.lock = threading.RLock()
         self.agent = FakeAgent()
         self.calls: list[str] = []
         self.on_event: list[Callable[[str, dict[str, object]], None]] = []
         self.on_quit: Callable[[], None] = lambda: None
+        self.trace = Trace()
         self.powers_down = True
         """Whether its guest obeys the power button."""
+        self.follows = False
+        """Whether its guest plugs and unplugs what is requested, at once, by requests."""
         self.around = Surroundings(
             status=DeviceStatus(0xF), phys_bits=46, boot_end=self.boot_memory, pci_address="0:2.0"
         )
@@ -74,7 +93,7 @@ class FakeMachine:
         for index, spec in enumerate(devices):
             window = Window(FIRST_REGION + index * REGION_STRIDE, spec.size)
             device = VirtioMem(spec, window, Region(spec.size, spec.host_memory))
-            device.attach(memory, NoSignals())
+            device.attach(memory, GuestSignals(spec.id, self.trace, self._on_config))
             self.memory_devices[spec.id] = device
 
     def plug(self, identifier: str, size: int) -> None:
@@ -112,6 +131,10 @@ class FakeMachine:
             self.state = "running"
             self.emit("RESUME")
 
+    def send_break(self) -> None:
+        """Only remembered."""
+        self.calls.append("break")
+
     def request_reset(self) -> None:
         """Only remembered and told."""
         self.calls.append("reset")
@@ -132,6 +155,19 @@ class FakeMachine:
     def inspect(self) -> dict[str, object]:
         """A small tree."""
         return {"name": self.name, "state": self.state}
+
+    def _on_config(self, identifier: str) -> None:
+        """The driver's part: as many requests as it takes, each for so many blocks as Linux's."""
+        if not self.follows:
+            return
+        device = self.memory_devices[identifier]
+        driver, want = MemDriver(device), device.requested_size // device.block_size
+        have = device.plugged_size // device.block_size
+        for first in range(have, want, LINUX_BLOCKS):
+            driver.plug(first, min(LINUX_BLOCKS, want - first))
+        for first in reversed(range(want, have, LINUX_BLOCKS)):
+            driver.unplug(first, min(LINUX_BLOCKS, have - first))
+        self._size_changed(device)
 
     def _end(self, reason: str) -> None:
         self.state = "shutdown"

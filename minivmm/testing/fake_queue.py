@@ -44,6 +44,7 @@ class FakeChain:
         self._request = request
         self.readable = len(request)
         self.writable = writable
+        self.descriptors = 2
         self.reads = 0
         """How often the device read the request; more than once would be a race with the guest."""
         self.written = b""

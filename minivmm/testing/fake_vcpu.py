@@ -12,6 +12,7 @@ from minivmm.kvm import abi
 from minivmm.kvm.exits import ExitArea
 from minivmm.spec.x86 import CpuidEntry, CpuState
 from minivmm.testing import host_memory
+from minivmm.testing.fake_debug import FakeDebug
 from minivmm.units import is_power_of_two
 
 PAGE = 4096
@@ -35,6 +36,13 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class _Execution:
+    """Scripted: the instruction at `address`, of one byte if memory does not say otherwise."""
+
+    address: int
+
+
+@dataclass(frozen=True)
 class _Access:
     """A scripted IO or MMIO exit; `data` is what a write carries, None for a read."""
 
@@ -44,6 +52,9 @@ class _Access:
     count: int
     data: bytes | None
     answer: Answer = field(default_factory=Answer)
+
+
+_Step = _Access | _Execution | int
 
 
 class FakeVcpu(ExitArea):
@@ -59,13 +70,12 @@ class FakeVcpu(ExitArea):
         """What initialise() was given."""
         self.states: list[CpuState | None] = []
         """The state of initialise(), then that of every reset()."""
-        self.rip = 0x1000
-        """What instruction_pointer() says."""
         self.runs = 0
         """How often run() was called."""
+        self.debug = FakeDebug(vm, self.run_page)
         self._vm = vm
-        self._script: deque[_Access | int] = deque()
-        self._pending: _Access | int | None = None  # the exit that the VMM now works on
+        self._script: deque[_Step] = deque()
+        self._pending: _Step | None = None  # the exit that the VMM now works on
         self._changed = threading.Condition()
 
     def initialise(self, cpuid: Sequence[CpuidEntry], state: CpuState | None) -> None:
@@ -116,6 +126,14 @@ class FakeVcpu(ExitArea):
         """
         self._append(reason)
 
+    def script_execute(self, *addresses: int) -> None:
+        """The guest executes the instructions there, one byte each and of no effect.
+
+        Unless a debugger has put `int3` or `out` there, watches the address, or steps.
+        """
+        for address in addresses:
+            self._append(_Execution(address))
+
     def wait_idle(self, timeout: float = 5.0) -> bool:
         """Wait up to `timeout` seconds for the whole script to be served; True if it is."""
         with self._changed:
@@ -138,7 +156,13 @@ class FakeVcpu(ExitArea):
                 if step == abi.Exit.HLT:
                     self._changed.wait_for(lambda: self.run_page.immediate_exit)
                     continue
-                reason = step if isinstance(step, int) else self._access(step)
+                if isinstance(step, _Execution):
+                    reason = self._execute(step)
+                    if reason == abi.Exit.DEBUG and self.rip == step.address:
+                        self._script.appendleft(step)  # it has not been executed
+                        step = reason
+                else:
+                    reason = step if isinstance(step, int) else self._access(step)
                 if reason is None:
                     self._changed.notify_all()
                     continue
@@ -165,8 +189,17 @@ class FakeVcpu(ExitArea):
             self.run_page.immediate_exit = 1
             self._changed.notify_all()
 
+    @property
+    def rip(self) -> int:
+        """What instruction_pointer() says."""
+        return self.debug.values["rip"]
+
+    @rip.setter
+    def rip(self, value: int) -> None:
+        self.debug.values["rip"] = value
+
     def instruction_pointer(self) -> int:
-        """As the test has set it."""
+        """As the test, or the script, has set it."""
         return self.rip
 
     def describe(self) -> str:
@@ -179,10 +212,24 @@ class FakeVcpu(ExitArea):
         self._append(access)
         return access
 
-    def _append(self, step: _Access | int) -> None:
+    def _append(self, step: _Step) -> None:
         with self._changed:
             self._script.append(step)
             self._changed.notify_all()
+
+    def _execute(self, step: _Execution) -> int | None:
+        """What exit it gives; None if the guest just goes on."""
+        self.rip = step.address
+        length = self.debug.execute(step.address)
+        if length is None:
+            return abi.Exit.DEBUG
+        if length == 1:
+            return self.debug.after(step.address + 1)
+        self.io.direction, self.io.size, self.io.count = abi.IO_OUT, 1, 1
+        self.io.port, self.io.data_offset = self.debug.operand(step.address), PAGE
+        self.debug.values["rip"] += length
+        self._script.appendleft(step)  # a debugger will want it executed in truth
+        return abi.Exit.IO
 
     def _access(self, step: _Access) -> int | None:
         """What exit it gives, with run_page filled; None if a doorbell or memory took it."""

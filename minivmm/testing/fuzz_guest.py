@@ -216,8 +216,8 @@ class FuzzGuest(VirtioPciDriver):
         assert 0 <= value < 1 << 8 * width, f"width: {value:#x} was read as {width} bytes"
 
     def change(self, where: Place, width: int, value: int) -> None:
-        """Write `width` bytes of registers at a place."""
-        self._mmio.write(self.place(where), width, value)
+        """Write `width` bytes of registers at a place: a store has no room for more of `value`."""
+        self._mmio.write(self.place(where), width, value & ((1 << 8 * width) - 1))
 
     def field(self, name: str, value: int) -> None:
         """Write a field of the common configuration."""

@@ -47,6 +47,21 @@ class PciDriver:
             at = self.read_pci(at + 1, 1)
         return self
 
+    def capability(self, identifier: int) -> int:
+        """Offset of the first capability with that identifier; 0 if there is none."""
+        at = self.read_pci(pci.CAPABILITIES, 1)
+        while at and self.read_pci(at, 1) != identifier:
+            at = self.read_pci(at + 1, 1)
+        return at
+
+    def reset_function(self) -> None:
+        """Reset the function alone, by Advanced Features. Raises AssertionError if not offered."""
+        at = self.capability(pci.CapabilityId.ADVANCED_FEATURES)
+        offered = at and self.read_pci(at + pci.AdvancedFeatures.OFFSETS["offered"], 1)
+        assert offered & pci.AdvancedFeature.FUNCTION_RESET, "function level reset is not offered"
+        control = at + pci.AdvancedFeatures.OFFSETS["control"]
+        self.write_pci(control, 1, pci.INITIATE_RESET)
+
     def bar_address(self, index: int) -> int:
         """Guest physical address in BAR `index`."""
         low = self.read_pci(pci.BAR0 + 4 * index, 4)

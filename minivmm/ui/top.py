@@ -107,6 +107,8 @@ class Top(App[str]):
 
     def _look(self) -> None:
         state = self._feed.state
+        if not self.query("#header"):
+            return  # the screen is being taken down already
         if state.number != self._seen:
             self._seen = state.number
             self._show(state)

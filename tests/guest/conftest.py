@@ -17,6 +17,10 @@ from minivmm.accel import probe
 KERNELS = ("6.12", "6.1")
 
 
+def pytest_configure() -> None:
+    pytest.register_assert_rewrite("matrix_guest")  # its asserts tell as much as those of tests
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--only-kernel",

@@ -47,6 +47,7 @@ def guest(kernel: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gue
         yield started
 
 
+@pytest.mark.rule("MEM-D-15")
 def test_persistent_suspend_is_not_offered_as_there_is_no_s3(guest: Guest) -> None:
     offered = int(transport(guest)["device-features"], 16)
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from itertools import takewhile
 
+import pytest
 from harness import Guest, minivmm
+
+from minivmm.spec.platform import SERIAL_PORT
+from minivmm.trace import Detail
+from minivmm.tracing.reader import follow
+from minivmm.tracing.wish import Wish
 
 MIB = 1 << 20
 GIB = 1 << 30
+ORDERS = ("resize", "config")
+"""How a trace calls what the host does about sizes."""
 
 
 def test_grow_and_shrink_move_the_guests_total_exactly(guest: Guest) -> None:
@@ -47,6 +57,7 @@ def test_host_holds_nothing_once_shrunk_to_zero(guest: Guest) -> None:
     assert guest.device()["resident"] == 0
 
 
+@pytest.mark.rule("MEM-D-18", "MEM-D-19")
 def test_content_of_plugged_memory_survives_resizing(guest: Guest) -> None:
     guest.resize(512 * MIB)
     guest.shell(
@@ -72,6 +83,33 @@ def test_resize_verb_waits_and_reports(guest: Guest) -> None:
     assert odd.returncode in (1, 2)
     assert "2M" in odd.stderr and "4M" in odd.stderr
     guest.resize(0)
+
+
+def test_a_trace_of_growing_tells_every_request_with_its_answer(guest: Guest) -> None:
+    guest.resize(0)
+    recording = follow(guest.directory.trace_socket, Wish((Detail.REQUESTS, Detail.EXITS)))
+
+    guest.resize(GIB)
+    guest.shell("echo > /dev/ttyS0")
+
+    events = list(takewhile(lambda event: event.get("port") != SERIAL_PORT, recording.events))
+    lives = defaultdict(list)
+    for event in events:
+        if event["source"] == "vmem0" and "id" in event:
+            lives[event["id"]].append(event)
+    whole = ("kick", "chain", "request", "show", "answer", "used", "interrupt")
+    orders = {tuple(event["name"] for event in life) for life in lives.values()}
+    assert whole in orders
+    assert orders <= {whole, whole[:-1]}  # a driver that looks at the right moment wants none
+    answers = [event for event in events if event["name"] == "answer"]
+    assert {(event["type"], event["answer"]) for event in answers} == {("PLUG", "ACK")}
+    assert sum(event["size"] for event in answers) == GIB == guest.plugged()["vmem0"]
+    assert answers[-1]["state"]["plugged-size"] == GIB
+    assert len({event["gpa"] for event in answers}) == len(answers) == len(lives)
+    assert [event["name"] for event in events if event["name"] in ORDERS] == ["resize", "config"]
+    clocks = [event["guest"] - event["t"] for event in events]
+    assert max(clocks) - min(clocks) < 0.1
+    recording.events.close()  # type: ignore[attr-defined]
 
 
 def test_every_answer_was_an_acknowledgement(guest: Guest) -> None:

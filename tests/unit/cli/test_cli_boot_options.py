@@ -198,8 +198,13 @@ def test_dry_run_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_device_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["boot", "--device", "help"]) == 0
-    names = ["virtio-mem-pci", "virtio-balloon-pci", "virtio-blk-pci", "virtio-rng-pci"]
-    assert capsys.readouterr().out.split() == names
+    assert capsys.readouterr().out.split() == [
+        "virtio-mem-pci",
+        "virtio-balloon-pci",
+        "virtio-blk-pci",
+        "virtio-rng-pci",
+        "virtio-serial-pci",
+    ]
     assert main.run(["boot", "--device", "virtio-mem-pci,help"]) == 0
     printed = capsys.readouterr().out
     assert "requested-size=<size>" in printed
@@ -224,7 +229,13 @@ def test_the_lab_gets_a_command_line_with_the_same_meaning() -> None:
         *("--device", "virtio-mem-pci,id=a,size=4G,requested-size=2M,memaddr=0x200000000"),
         *("--mem-device", "size=1G,unplugged-inaccessible=on,node=1"),
     )
-    options = boot.BootOptions(command=("echo", "--", "-n"), stats=True, quiet=True)
+    options = boot.BootOptions(
+        command=("echo", "--", "-n"),
+        stats=True,
+        quiet=True,
+        trace=Path("/somewhere/t.jsonl"),
+        trace_details="requests,memory",
+    )
 
     words = boot_arguments(asked, options)
 
@@ -233,3 +244,14 @@ def test_the_lab_gets_a_command_line_with_the_same_meaning() -> None:
     args.command = words[len(own) :]
     assert boot.spec_from(args) == asked
     assert boot.options_from(args) == options
+
+
+def test_gdb_and_freeze() -> None:
+    def options(*words: str) -> boot.BootOptions:
+        return boot.options_from(parse(*boot.prepare(words)))
+
+    assert options("--gdb", "-S") == boot.BootOptions(gdb="127.0.0.1:1234", freeze=True)
+    assert options("--gdb=:4321", "6.12").gdb == ":4321"
+    assert parse(*boot.prepare(("--gdb", "6.12"))).kernel_word == "6.12"
+    with pytest.raises(UsageError, match="--gdb is not understood"):
+        options("--gdb=nowhere")

@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import termios
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,17 +15,22 @@ import pytest
 
 from minivmm import board
 from minivmm.accel import Accel
+from minivmm.cli import boot_console, boot_gdb
 from minivmm.cli import run as run_module
 from minivmm.cli.boot import BootOptions
 from minivmm.cli.run import boot_here
 from minivmm.control.client import Client
+from minivmm.control.gdb_packets import frame
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.errors import GuestFailure, HostError, Interrupted, Timeout, UsageError
 from minivmm.guest_image import GuestImage
+from minivmm.kvm.debug import DebugFeatures
 from minivmm.machine_spec import MachineSpec
 from minivmm.runtime import claim
 from minivmm.spec.platform import SERIAL_PORT, SLEEP_CONTROL_PORT, SLEEP_TYPE_S5
 from minivmm.testing.fake_kvm import FakeSystem, FakeVcpu, FakeVm
+from minivmm.tracing.reader import follow
+from minivmm.tracing.wish import Wish
 from minivmm.units import GIB
 
 SPEC = MachineSpec(name="vm1", console="ttyS0", memory=64 << 20, devices=(VirtioMemSpec(size=GIB),))
@@ -255,6 +262,31 @@ def test_an_extra_qmp_socket_is_there_and_goes(
     assert not extra.exists()
 
 
+def test_a_live_view_is_served_while_it_runs(
+    boot: Boot, runtime_root: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pages: list[bytes] = []
+
+    def look() -> None:
+        said = ""
+        deadline = time.monotonic() + 20
+        while "http://" not in said and time.monotonic() < deadline:
+            said += capfd.readouterr().err
+            time.sleep(0.05)
+        _, _, url = said.strip().rpartition(" ")
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            pages.append(answer.read())
+        with Client(runtime_root / "vm1" / "qmp.sock") as client:
+            client.execute("quit")
+
+    thread = later(look, runtime_root)
+
+    assert boot(print_and_idle, ui="") == 0
+    thread.join()
+    assert b"<title>minivmm</title>" in pages[0]
+    assert capfd.readouterr().err == "", "it ends without a word"
+
+
 def test_stats_as_one_json_line(boot: Boot, capfd: pytest.CaptureFixture[str]) -> None:
     boot(print_and_power_off, stats=True, json=True)
 
@@ -296,7 +328,7 @@ def test_keys_reach_the_guest_and_ctrl_a_x_ends_it(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     master, slave = os.openpty()
-    monkeypatch.setattr(run_module, "STDIN", slave)
+    monkeypatch.setattr(boot_console, "STDIN", slave)
     before = termios.tcgetattr(slave)
     guests: list[FakeVcpu] = []
     seen: list[int | None] = []
@@ -325,3 +357,145 @@ def test_keys_reach_the_guest_and_ctrl_a_x_ends_it(
     assert printed[2].startswith("Ctrl-A h")
     os.close(master)
     os.close(slave)
+
+
+def test_a_trace_tells_of_the_machine_from_its_beginning_to_its_end(
+    boot: Boot, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.jsonl"
+
+    assert boot(print_and_power_off, trace=path) == 0
+
+    header, *events = map(json.loads, path.read_text().splitlines())
+    assert header["name"] == "vm1"
+    assert header["spec"]["memory"] == 64 << 20
+    assert [device["id"] for device in header["devices"]][-1] == "vmem0"
+    assert [(event["source"], event["name"]) for event in events][-1] == ("machine", "end")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_full_disk_under_a_trace_is_a_line_and_the_guest_runs_on(
+    boot: Boot, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert boot(print_and_power_off, trace=Path("/dev/full")) == 0
+
+    first, second = capfd.readouterr().err.splitlines()
+    assert "cannot write /dev/full: No space left on device" in first
+    assert "events are missing in /dev/full" in second
+
+
+def test_a_trace_file_that_cannot_be_written_is_refused_before_booting(
+    boot: Boot, tmp_path: Path
+) -> None:
+    with pytest.raises(HostError, match="name another file with --trace") as failure:
+        boot_here(SPEC, BootOptions(trace=tmp_path / "missing" / "t.jsonl"))
+
+    assert failure.value.boot_status == 125
+
+
+def test_a_running_machine_can_be_followed(boot: Boot, runtime_root: Path) -> None:
+    events: list[dict[str, object]] = []
+
+    def look_and_quit() -> None:
+        recording = follow(runtime_root / "vm1" / "trace.sock", Wish())
+        with Client(runtime_root / "vm1" / "qmp.sock") as client:
+            client.execute("qom-set", path="vmem0", property="requested-size", value=GIB)
+            client.execute("quit")
+        events.extend(recording.events)
+
+    thread = later(look_and_quit, runtime_root)
+    assert boot(print_and_idle) == 0
+    thread.join()
+
+    names = [event["name"] for event in events]
+    assert names[0] == "resize"
+    assert names[-1] == "end"
+
+
+def test_gdb_finds_a_frozen_guest_before_its_first_instruction(
+    boot: Boot,
+    tmp_path: Path,
+    runtime_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(boot_gdb, "probe", lambda system: DebugFeatures())
+    path = tmp_path / "gdb.sock"
+    states: list[str] = []
+    answers: list[bytes] = []
+    stopped, done = (b"+" + frame(body) for body in (b"T05thread:1;", b"OK"))
+
+    def debug() -> None:
+        with Client(runtime_root / "vm1" / "qmp.sock") as client:
+            states.append(client.execute("query-status")["status"])
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as gdb:
+                gdb.connect(str(path))
+                gdb.sendall(frame(b"?"))
+                answers.append(gdb.recv(len(stopped), socket.MSG_WAITALL))
+                states.append(client.execute("query-status")["status"])
+                gdb.sendall(frame(b"D"))
+                answers.append(gdb.recv(len(done), socket.MSG_WAITALL))
+
+    thread = later(debug, runtime_root)
+    assert boot(print_and_power_off, gdb=f"unix:{path}", freeze=True) == 0
+    thread.join()
+
+    printed = capfd.readouterr()
+    assert states == ["prelaunch", "debug"]
+    assert answers == [stopped, done]
+    assert printed.out == "hello\r\n"
+    assert printed.err == f"minivmm: gdb can connect: target remote {path}\n"
+    assert not path.exists()
+
+
+def test_with_gdb_but_unfrozen_the_guest_runs_at_once(
+    boot: Boot, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    features = DebugFeatures(software=False, hardware=False)
+    monkeypatch.setattr(boot_gdb, "probe", lambda system: features)
+
+    assert boot(print_and_power_off, gdb="0") == 0
+
+    assert "no hardware breakpoints" in capfd.readouterr().err
+
+
+def test_a_taken_port_is_told_and_nothing_runs_on(
+    boot: Boot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boot_gdb, "probe", lambda system: DebugFeatures())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        with pytest.raises(HostError, match=f"127.0.0.1:{port}.*choose another port"):
+            boot(print_and_idle, gdb=str(port))
+
+
+def test_a_second_terminal_sees_the_console_and_types(
+    boot: Boot, runtime_root: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    guests: list[FakeVcpu] = []
+    seen: list[object] = []
+
+    def listen(vcpu: FakeVcpu) -> None:
+        vcpu.script_out(SERIAL_PORT + 1, b"\x01")  # receive interrupts on
+        vcpu.script_out(SERIAL_PORT, b"login: ")
+        guests.append(vcpu)
+
+    def watch() -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as console:
+            console.connect(str(runtime_root / "vm1" / "console.sock"))
+            seen.append(console.recv(100))
+            console.sendall(b"k")
+            time.sleep(0.1)
+            answer = guests[0].script_in(SERIAL_PORT)
+            guests[0].wait_idle()
+            seen.append(answer.value)
+            guests[0].script_out(SLEEP_CONTROL_PORT, POWER_OFF)
+            seen.append(console.recv(100))
+
+    thread = later(watch, runtime_root)
+    assert boot(listen) == 0
+    thread.join()
+
+    assert seen == [b"login: ", ord("k"), b""]
+    assert capfd.readouterr().out == "login: "

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from minivmm.cli import main, why
+from minivmm.cli import main
+from minivmm.control import inside
 from minivmm.errors import ExitStatus
 from minivmm.runtime import MachineDir
 from minivmm.spec.virtio import DeviceStatus
@@ -62,7 +63,7 @@ def test_why_asks_the_guest_if_there_is_an_agent_and_nobody_objects(
         asked.append((path, devices[0]["pci-address"]))
         return "device vmem0\ndriver missing\n"
 
-    monkeypatch.setattr(why, "look_inside", look)
+    monkeypatch.setattr(inside, "look_inside", look)
     with machine.lock:
         no_driver(machine)
 
@@ -88,7 +89,7 @@ def test_why_says_so_if_the_guest_does_not_tell(
     told: str,
     shown: str,
 ) -> None:
-    monkeypatch.setattr(why, "look_inside", lambda *_: told)
+    monkeypatch.setattr(inside, "look_inside", lambda *_: told)
     machine.agent.ready = True
 
     assert main.run(["why"]) == 0

@@ -100,6 +100,19 @@ def test_what_the_balloon_leaves_is_told_as_an_event(make_rig: MakeRig) -> None:
     assert ("BALLOON_CHANGE", {"actual": 48 * MIB}) in rig.events
 
 
+def test_ports_that_the_guest_opens_are_told_as_events(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    console, agent = rig.machine.board.console.ports[:2]
+
+    with rig.loop.lock:
+        for port in (console, agent):
+            port.set_guest_open(True)
+        agent.set_guest_open(False)
+
+    told = [data for name, data in rig.events if name == "VSERPORT_CHANGE"]
+    assert told == [{"id": agent.name, "open": True}, {"id": agent.name, "open": False}]
+
+
 def test_the_console_of_the_shell(make_rig: MakeRig) -> None:
     assert MachineSpec().keyboard == "hvc0"
     assert MachineSpec(initrd="mine").keyboard == "ttyS0"
@@ -109,3 +122,18 @@ def test_the_console_of_the_shell(make_rig: MakeRig) -> None:
         rig.machine.board.terminal.on_output(b"hello")
 
     assert bytes(rig.output) == b"hello"
+
+
+def test_the_console_has_the_switches_that_it_was_given(make_rig: MakeRig) -> None:
+    spec = parse_device("virtio-serial-pci,packed=on,vectors=0")
+    rig = make_rig(devices=(VirtioRngSpec(), spec))
+
+    assert spec_from_json(spec_to_json(MachineSpec(devices=(spec,)))).devices == (spec,)
+    board = rig.machine.board
+    assert [function.device.identifier for function in board.functions] == ["console0", "rng0"]
+    assert board.console.options == spec
+
+
+def test_a_second_console_is_refused() -> None:
+    with pytest.raises(UsageError, match="console1: a machine has one console"):
+        parse_device("virtio-serial-pci", ("console0",))

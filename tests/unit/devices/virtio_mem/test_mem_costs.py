@@ -162,19 +162,26 @@ def test_scattered_blocks_elsewhere_cost_a_request_next_to_nothing() -> None:
 
 
 def test_a_request_allocates_next_to_nothing() -> None:
-    """Nothing as long as the array of 16 TiB of blocks, which has 8 MiB."""
+    """Nothing as long as the array of 16 TiB of blocks, which has 8 MiB.
+
+    Threads that earlier tests left behind allocate as well, so the least of a few tries counts.
+    """
     with machine(SIZES[1]) as bench:
         costs(bench, 0)
-        serves = [ask(bench, kind, 0) for kind in (RequestType.PLUG, RequestType.UNPLUG)]
-        tracemalloc.start()
-        try:
-            for serve in serves:
-                serve()
-            _, peak = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
+        peak = min(peak_of_plug_and_unplug(bench) for _ in range(5))
 
     assert peak < 16 * 1024
+
+
+def peak_of_plug_and_unplug(bench: MemBench) -> int:
+    serves = [ask(bench, kind, 0) for kind in (RequestType.PLUG, RequestType.UNPLUG)]
+    tracemalloc.start()
+    try:
+        for serve in serves:
+            serve()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_host_is_asked_for_exactly_what_a_request_covers() -> None:
