@@ -75,6 +75,9 @@ run_session() {
         tell failed "$id" "$why"
         return
     fi
+    # A relay may start late, and what a former session noted must not pass for it: see settle.
+    : >"$running/.out.$out"
+    : >"$running/.err.$out"
     # Between command and ports lie pipes: a port cannot be opened a second time, and that is what
     # writing to /dev/stdout or /dev/stderr does. Descriptor 7 is the output's pipe on its way, 8 the
     # error output's: 2 is still where the shell complains.

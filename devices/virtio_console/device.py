@@ -121,6 +121,11 @@ class VirtioConsole(VirtioDevice):
         for port in self.ports:
             port.forget_driver()
 
+    def on_broken(self) -> None:
+        """Nothing passes a port any more: their owners would wait for ever."""
+        for port in self.ports:
+            port.forget_driver()
+
     def inspect(self) -> dict[str, object]:
         """State of every port."""
         ports = {port.id: port.inspect() for port in self.ports}

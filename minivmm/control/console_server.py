@@ -11,17 +11,14 @@ import contextlib
 import select
 from pathlib import Path
 
+from minivmm.control.clients import Clients
 from minivmm.control.console_hub import ConsoleHub
-from minivmm.control.listening import listen, stop_listening
 from minivmm.loop import EventLoop
 
 WAITING_MAX = 1 << 20
 """Bytes of output that may wait for a client; what comes on top of them is lost."""
 
 LOST = b"\r\n[minivmm: console output lost]\r\n"
-
-CLOSE_GRACE = 1.0
-"""Seconds that clients get to read the last output when the VM ends."""
 
 _READ_SIZE = 4096
 _LOOK_INTERVAL = 0.5
@@ -32,39 +29,15 @@ class ConsoleServer:
     """Lives on the machine's asyncio loop."""
 
     def __init__(self, hub: ConsoleHub, loop: EventLoop) -> None:
-        self._hub = hub
-        self._loop = loop
-        self._server: asyncio.Server | None = None
-        self._path: Path | None = None
-        self._clients: dict[_Client, asyncio.Task[None]] = {}
+        self._clients = Clients(lambda writer: _Client(hub, loop, writer))
 
     async def start(self, path: Path) -> None:
         """Listen at `path`, for its owner only. Raises HostError."""
-        listener = listen(path)
-        self._path = path
-        self._server = await asyncio.start_unix_server(self._accept, sock=listener)
+        await self._clients.listen(path)
 
     async def close(self) -> None:
         """Stop listening, let the last output leave, hang up."""
-        if self._server is not None:
-            await stop_listening(self._server)
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_GRACE):
-                await asyncio.gather(*(client.finish() for client in self._clients))
-        for client, task in list(self._clients.items()):
-            client.abort()
-            task.cancel()
-        await asyncio.gather(*self._clients.values(), return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        client = _Client(self._hub, self._loop, writer)
-        task = asyncio.get_running_loop().create_task(client.serve(reader))
-        self._clients[client] = task
-        # Not in serve(): a task that is cancelled before its first step runs nothing of it.
-        task.add_done_callback(lambda _: self._clients.pop(client, None))
-        task.add_done_callback(lambda _: writer.close())
+        await self._clients.close()
 
 
 class _Client:

@@ -23,9 +23,10 @@ from minivmm.control.agent import GuestAgent
 from minivmm.control.agent_session import Callbacks, Session
 from minivmm.control.exec_request import CREDIT, ExecRequest
 from minivmm.control.listening import stop_listening
-from minivmm.errors import MinivmmError, UsageError, WaitTimeout
+from minivmm.errors import GuestFailure, MinivmmError, UsageError, WaitTimeout
 from minivmm.frames import Decoder, Frame, FrameError, Kind
 from minivmm.loop import EventLoop
+from minivmm.vcpu import blame
 
 STDIN_WINDOW = 256 * 1024
 """Bytes of stdin that may be on their way from the client to the guest's buffers."""
@@ -179,6 +180,8 @@ class _Client:
                 self._grant(STDIN_WINDOW)
         except MinivmmError as error:
             self._fail(error)
+        except Exception as error:  # a bug of ours: nobody else would ever answer the client
+            self._fail(GuestFailure(blame(error)))
 
     async def _agent_ready(self, timeout: float | None) -> None:
         """Raises WaitTimeout if the agent does not listen within `timeout` seconds."""

@@ -28,11 +28,11 @@ from minivmm.control import (  # noqa: F401 - they add their commands
     virtio_commands,
     virtio_element,
 )
+from minivmm.control.clients import Clients
 from minivmm.control.commands import COMMANDS
 from minivmm.control.events import Throttle
 from minivmm.control.face import Context
 from minivmm.control.lexer import Lexer, ParseError
-from minivmm.control.listening import listen, stop_listening
 from minivmm.control.machine_commands import CAPABILITIES, version
 from minivmm.errors import MinivmmError, Refused
 
@@ -42,9 +42,6 @@ BACKLOG_MAX = 4 << 20
 PIECE = 1 << 13
 """Bytes of input that are looked at before others get their turn: at worst some milliseconds."""
 
-CLOSE_GRACE = 1.0
-"""Seconds that the last replies get to leave when the server closes."""
-
 _MEMBERS = ("execute", "arguments", "id")
 
 
@@ -53,45 +50,24 @@ class QmpServer:
 
     def __init__(self, context: Context, lock: threading.RLock) -> None:
         self._context = context
-        self._lock = lock
-        self._sessions: dict[Session, asyncio.Task[None]] = {}
-        self._servers: list[asyncio.Server] = []
-        self._paths: list[Path] = []
+        self._sessions = Clients(lambda writer: Session(context, lock, writer))
+        self._listening = False
 
     async def start(self, path: Path) -> None:
         """Listen on `path` (mode 0600); may be called for several. Raises HostError."""
-        if not self._servers:
+        if not self._listening:
+            self._listening = True
             self._loop = asyncio.get_running_loop()
             self._thread = threading.get_ident()
             self._throttle = Throttle(self._broadcast, self._loop.call_later)
             self._context.machine.on_event.append(self._on_event)
-        listener = listen(path)
-        self._servers.append(await asyncio.start_unix_server(self._accept, sock=listener))
-        self._paths.append(path)
+        await self._sessions.listen(path)
 
     async def close(self) -> None:
         """Stop listening, let the last replies leave, drop all clients, remove the sockets."""
-        if self._servers:
+        if self._listening:
             self._context.machine.on_event.remove(self._on_event)
-        for server in self._servers:
-            await stop_listening(server)
-        for path in self._paths:
-            path.unlink(missing_ok=True)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_GRACE):
-                await asyncio.gather(*(session.finish() for session in self._sessions))
-        for session, task in list(self._sessions.items()):
-            session.abort()
-            task.cancel()
-        await asyncio.gather(*self._sessions.values(), return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        session = Session(self._context, self._lock, writer)
-        task = self._loop.create_task(session.serve(reader))
-        self._sessions[session] = task
-        # Not in serve(): a task that is cancelled before its first step runs nothing of it.
-        task.add_done_callback(lambda _: self._sessions.pop(session, None))
-        task.add_done_callback(lambda _: writer.close())
+        await self._sessions.close()
 
     def _on_event(self, name: str, data: dict[str, object]) -> None:
         """Any thread. On the loop's own thread events overtake the reply that caused them."""
@@ -102,7 +78,7 @@ class QmpServer:
                 self._loop.call_soon_threadsafe(self._throttle.publish, name, data)
 
     def _broadcast(self, event: dict[str, object]) -> None:
-        for session in list(self._sessions):
+        for session in self._sessions:
             session.send_event(event)
 
 

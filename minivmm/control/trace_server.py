@@ -10,7 +10,7 @@ import contextlib
 import json
 from pathlib import Path
 
-from minivmm.control.listening import listen, stop_listening
+from minivmm.control.clients import Clients
 from minivmm.errors import UsageError
 from minivmm.loop import EventLoop
 from minivmm.tracing.feed import Feed
@@ -26,72 +26,44 @@ INTERVAL = 0.02
 BATCH = 64
 """Lines made at a time: below a millisecond in which queues have to wait."""
 
-CLOSE_GRACE = 1.0
-"""Seconds that the last events get to leave when the server closes."""
-
 
 class TraceServer:
     """Serves the events of one machine; lives on its asyncio loop."""
 
     def __init__(self, scene: Scene, loop: EventLoop) -> None:
-        self._scene = scene
-        self._loop = loop
-        self._server: asyncio.Server | None = None
-        self._path: Path | None = None
-        self._clients: dict[_Client, asyncio.Task[None]] = {}
+        self._clients = Clients(
+            lambda writer: _Client(scene, loop, writer), line_limit=LONGEST_WISH
+        )
 
     async def start(self, path: Path) -> None:
         """Listen on `path` (mode 0600). Raises HostError."""
-        listener = listen(path)
-        self._server = await asyncio.start_unix_server(
-            self._accept, sock=listener, limit=LONGEST_WISH
-        )
-        self._path = path
+        await self._clients.listen(path)
 
     async def close(self) -> None:
         """Stop listening, let the last events leave, drop all clients, remove the socket."""
-        if self._server is None or self._path is None:
-            return
-        await stop_listening(self._server)
-        self._path.unlink(missing_ok=True)
-        for client in self._clients:
-            client.end()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_GRACE):
-                await asyncio.gather(*self._clients.values(), return_exceptions=True)
-        for client, task in list(self._clients.items()):
-            client.abort()
-            task.cancel()
-        await asyncio.gather(*self._clients.values(), return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        client = _Client(self._scene, self._loop, reader, writer)
-        task = asyncio.get_running_loop().create_task(client.serve())
-        self._clients[client] = task
-        # Not in serve(): a task that is cancelled before its first step runs nothing of it.
-        task.add_done_callback(lambda _: self._clients.pop(client, None))
-        task.add_done_callback(lambda _: writer.close())
+        await self._clients.close()
 
 
 class _Client:
     """One connection. Everything runs on the loop but `_wake`."""
 
-    def __init__(
-        self,
-        scene: Scene,
-        loop: EventLoop,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
+    def __init__(self, scene: Scene, loop: EventLoop, writer: asyncio.StreamWriter) -> None:
         self._scene = scene
         self._loop = loop
-        self._reader = reader
         self._writer = writer
         self._woken = asyncio.Event()
         self._ending = asyncio.Event()
+        self._over = asyncio.Event()
 
-    async def serve(self) -> None:
-        """Until the client is gone, or `end`."""
+    async def serve(self, reader: asyncio.StreamReader) -> None:
+        """Until the client is gone, or `finish`."""
+        self._reader = reader
+        try:
+            await self._serve()
+        finally:
+            self._over.set()
+
+    async def _serve(self) -> None:
         with contextlib.suppress(ConnectionError):
             try:
                 wish = await self._read_wish()
@@ -102,10 +74,11 @@ class _Client:
             if wish is not None:
                 await self._follow(wish)
 
-    def end(self) -> None:
+    async def finish(self) -> None:
         """The machine ends: send what waits, and no more."""
         self._ending.set()
         self._woken.set()
+        await self._over.wait()
 
     def abort(self) -> None:
         """Drop the client."""

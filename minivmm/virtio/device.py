@@ -123,6 +123,9 @@ class VirtioDevice(ABC):
     def reset(self) -> None:  # noqa: B027
         """Device reset: forget the driver. Never changes virtio-mem block state (MEM-D-13)."""
 
+    def on_broken(self) -> None:  # noqa: B027
+        """NEEDS_RESET was set: queues are closed, and only `reset` brings new ones (GEN-D-2)."""
+
     def system_reset(self) -> None:  # noqa: B027
         """The whole machine resets; called after `reset`."""
 

@@ -309,3 +309,5 @@ class Transport:
         self.trace("broken", why=why, **fields)
         if was_live:
             self._notifier.notify_config()
+        with self._guarded("on_broken"):
+            self.device.on_broken()

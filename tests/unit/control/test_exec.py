@@ -195,6 +195,13 @@ def test_reset_of_the_guest_ends_the_command(vm: Vm) -> None:
             result.result(10)
 
 
+def test_bug_of_ours_ends_the_command(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vm.agent, "run", None)
+
+    with pytest.raises(GuestFailure, match="bug in minivmm: TypeError"):
+        vm.run("true")
+
+
 def test_end_of_the_server_ends_the_command(vm: Vm) -> None:
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(vm.run, "sleep", "60")

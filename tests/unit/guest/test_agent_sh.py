@@ -12,6 +12,7 @@ import subprocess
 import time
 import tty
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ import pytest
 import minivmm.guest
 
 SHELLS = {"dash": ["sh"], "busybox": ["busybox", "sh"]}
+SCRIPT = Path(minivmm.guest.__path__[0]) / "agent.sh"
 STREAMS = range(1, 8)
 PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./=:,+@%-"
 
@@ -39,7 +41,7 @@ def open_terminal(path: Path) -> tuple[int, int]:
 class Agent:
     """The agent's process and the host's ends of its ports."""
 
-    def __init__(self, shell: list[str], root: Path) -> None:
+    def __init__(self, shell: list[str], root: Path, script: Path = SCRIPT) -> None:
         ports, devices = root / "ports", root / "devices"
         devices.mkdir()
         names = ["minivmm.control", *(f"minivmm.stream.{number}" for number in STREAMS)]
@@ -62,7 +64,6 @@ class Agent:
             "MINIVMM_DEVICES": str(devices),
             "MINIVMM_RUN": str(root),
         }
-        script = Path(minivmm.guest.__path__[0]) / "agent.sh"
         self.process = subprocess.Popen(
             [*shell, str(script)], env=environment, stdin=subprocess.DEVNULL
         )
@@ -103,16 +104,26 @@ class Agent:
 
 
 @pytest.fixture(params=list(SHELLS))
-def agent(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Agent]:
-    shell = SHELLS[request.param]
-    if shutil.which(shell[0]) is None or shutil.which("setsid") is None:
-        pytest.skip(f"{shell[0]} or setsid is not installed")
-    running = Agent(shell, tmp_path)
+def shell(request: pytest.FixtureRequest) -> list[str]:
+    words = SHELLS[request.param]
+    if shutil.which(words[0]) is None or shutil.which("setsid") is None:
+        pytest.skip(f"{words[0]} or setsid is not installed")
+    return words
+
+
+@contextmanager
+def running(agent: Agent) -> Iterator[Agent]:
     try:
-        assert running.line() == f"ready {os.uname().release}"
-        yield running
+        assert agent.line() == f"ready {os.uname().release}"
+        yield agent
     finally:
-        running.close()
+        agent.close()
+
+
+@pytest.fixture
+def agent(shell: list[str], tmp_path: Path) -> Iterator[Agent]:
+    with running(Agent(shell, tmp_path)) as started:
+        yield started
 
 
 def test_hello_is_answered(agent: Agent) -> None:
@@ -261,3 +272,17 @@ def test_large_output_is_complete_when_the_end_is_told(agent: Agent) -> None:
 
     assert agent.line() == "exit 1 0"
     assert agent.output(2) == bytes(50000)
+
+
+def test_relays_that_start_late_are_waited_for(shell: list[str], tmp_path: Path) -> None:
+    text, begin = SCRIPT.read_text(), "relay() {\n"
+    assert text.count(begin) == 1
+    late = tmp_path / "late.sh"
+    late.write_text(text.replace(begin, f"{begin}    sleep 0.3\n"))
+
+    with running(Agent(shell, tmp_path, late)) as agent:
+        for session in (1, 2):  # the second finds what the first noted on its ports
+            agent.execute(session, b"echo out; echo err >&2")
+
+            assert agent.line() == f"exit {session} 0"
+            assert (agent.output(2), agent.output(3)) == (b"out\n", b"err\n")

@@ -141,6 +141,21 @@ def test_a_character_is_printed_at_any_time_whatever_became_of_the_queues(bench:
     assert b.driver.read_config(ConsoleConfig.SIZE) == ConsoleConfig(max_nr_ports=11).build()
 
 
+def test_owners_of_ports_are_told_when_the_device_breaks(bench: Bench) -> None:
+    console, b = bench
+    port, told = console.ports[2], list[bool]()
+    port.on_guest_open = told.append
+    start(b.driver)
+    open_port(b.driver, port.id)
+
+    b.driver.queues[transmit_queue(port.id)].add_at([(1 << 40, 8)])
+    b.driver.kick(transmit_queue(port.id))
+
+    assert DeviceStatus.NEEDS_RESET in b.driver.status
+    assert told == [True, False]
+    assert not port.guest_open
+
+
 def test_a_buffer_too_large_to_be_copied_breaks_the_device_rather_than_losing_data(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
