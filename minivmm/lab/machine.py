@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minivmm.errors import HostError
+from minivmm.lab.host_clock import counter_khz
 
 MIB = 1 << 20
 
@@ -79,6 +80,16 @@ def usable_cpus(version: str, wanted: int) -> int:
     found = re.search(r"version (\d+)\.(\d+)", version)
     safe = found is not None and (int(found[1]), int(found[2])) >= (8, 1)
     return wanted if safe else 1
+
+
+def clock_options() -> list[str]:
+    """Kernel options that spare it measuring its counter: on a busy host, that may go wrong.
+
+    A clock that was seen to run at more than twice its speed makes all time limits inside too short
+    (and its kernel refuses to correct more than one per cent later: tsc_refine_calibration_work).
+    """
+    khz = counter_khz()
+    return [] if khz is None else [f"tsc_early_khz={khz}"]
 
 
 def virtiofsd_command(program: str, listener: int, *, root: bool) -> list[str]:
@@ -181,7 +192,7 @@ class OuterMachine:
                 cpus=usable_cpus(_output([qemu, "--version"]), cpus),
                 files=connection,
                 wire=wire,
-                append=append,
+                append=(*clock_options(), *append),
             )
             self._start(command, [connection, wire, initrd], log_end)
         except BaseException:

@@ -7,10 +7,12 @@ initrd to start come with the guest's own initrd.
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 from harness import Guest
 
+from minivmm.errors import GuestFailure
 from minivmm.guest.build import build_initramfs
 from minivmm.guest.initramfs import Archive
 from minivmm.guest.kernels import find
@@ -66,7 +68,16 @@ def load(guest: Guest, *, crash: bool = False) -> None:
 def start(guest: Guest) -> None:
     """Start the loaded kernel, a moment after this returned."""
     _put(guest, "start", syscall_program(_REBOOT, *_REBOOT_MAGIC, _REBOOT_KEXEC, 0))
-    guest.shell("(sleep 0.5; /tmp/start) &")
+    end_kernel(guest, "/tmp/start")
+
+
+def end_kernel(guest: Guest, command: str) -> None:
+    """Run `command`, which ends the running kernel, a moment later.
+
+    Where the host is busy, the kernel may be gone before it was told that the shell has ended.
+    """
+    with suppress(GuestFailure):
+        guest.shell(f"(sleep 0.5; {command}) &")
 
 
 def syscall_program(number: int, *arguments: int | bytes) -> bytes:

@@ -131,7 +131,7 @@ def test_kdump_holds_plugged_memory_and_only_that(guest: Guest) -> None:
     unplugged_all = unplug_alls(guest)
     kexec.load(guest, crash=True)
 
-    guest.shell("(sleep 0.5; echo c >/proc/sysrq-trigger) &")
+    kexec.end_kernel(guest, "echo c >/proc/sysrq-trigger")
     await_next_kernel(guest)
     assert "disabled in kdump kernel" in guest.shell("dmesg | grep virtio_mem")
     assert (plugged(guest), unplug_alls(guest)) == (blocks, unplugged_all)

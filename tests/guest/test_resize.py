@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import takewhile
 
 import pytest
 from harness import Guest, minivmm
 
+from minivmm.report.resizes import find_resizes
+from minivmm.report.story import story_of
 from minivmm.spec.platform import SERIAL_PORT
 from minivmm.trace import Detail
 from minivmm.tracing.reader import follow
@@ -110,6 +112,35 @@ def test_a_trace_of_growing_tells_every_request_with_its_answer(guest: Guest) ->
     clocks = [event["guest"] - event["t"] for event in events]
     assert max(clocks) - min(clocks) < 0.1
     recording.events.close()  # type: ignore[attr-defined]
+
+
+def test_a_trace_tells_what_becomes_of_plugged_memory_in_the_guest(guest: Guest) -> None:
+    guest.resize(0)
+    wish = Wish((Detail.REQUESTS, Detail.MEMORY))
+    recording = follow(guest.directory.trace_socket, wish, seconds=60)
+    guest.wait_until(lambda: "uevent" in guest.shell("ps"), "the guest's telling")
+
+    guest.resize(256 * MIB)
+    guest.shell("dd if=/dev/zero of=/tmp/used bs=1M count=32 2>&1; rm /tmp/used")
+
+    told: Counter[str] = Counter()
+    events = []
+    for event in recording.events:
+        events.append(event)
+        if event["name"] == "memory":
+            told[event["what"]] += event["size"]
+        if told["online"] == 256 * MIB and told["touched"] >= 16 * MIB:
+            break
+    recording.events.close()  # type: ignore[attr-defined]
+    story = story_of(recording.header, events, "vm")
+    (resize,) = find_resizes(story, story.devices[0])
+
+    assert told["added"] == told["online"] == 256 * MIB
+    assert told["touched"] <= 256 * MIB
+    assert (resize.before, resize.after, resize.outcome) == (0, 256 * MIB, "done")
+    assert resize.memory["online"][1] == 256 * MIB
+    assert 0 < resize.device_share < resize.driver < resize.seconds
+    guest.wait_until(lambda: "uevent" not in guest.shell("ps"), "the end of its telling")
 
 
 def test_every_answer_was_an_acknowledgement(guest: Guest) -> None:

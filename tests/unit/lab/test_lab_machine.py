@@ -125,6 +125,32 @@ def test_missing_virtiofsd_is_named_with_its_packages(
         machine.find_virtiofsd()
 
 
+def test_kernel_is_told_the_counters_rate_before_the_users_options(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = tmp_path / "told"
+    qemu = tmp_path / "qemu"
+    qemu.write_text(f'#!/bin/sh\necho "$@" >>{told}\n')
+    qemu.chmod(0o755)
+    monkeypatch.setattr(machine, "find_qemu", lambda: str(qemu))
+    monkeypatch.setattr(machine, "find_virtiofsd", lambda: "/bin/true")
+    monkeypatch.setattr(machine, "counter_khz", lambda: 2_596_132)
+
+    made = machine.OuterMachine(Path("/k"), b"", memory=1 << 30, cpus=1, append=("nosmt",))
+    for process in made._processes:
+        process.wait()
+    os.close(made.wire)
+    os.close(made.log)
+
+    assert told.read_text().endswith(" tsc_early_khz=2596132 nosmt\n")
+
+
+def test_unknown_rate_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "counter_khz", lambda: None)
+
+    assert machine.clock_options() == []
+
+
 def test_missing_setpriv_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
