@@ -40,14 +40,6 @@ class EventLoop:
         """
         return self.asyncio.call_later(seconds, self._locked, fn).cancel
 
-    def remind(self, seconds: float, fn: Callback) -> None:
-        """Run `fn` on the loop, lock held, in `seconds`; from any thread."""
-
-        def begin() -> None:
-            self.call_later(seconds, fn)
-
-        self.call_soon(begin)
-
     def watch(self, fd: int, callback: Callback) -> Callable[[], None]:
         """Run `callback` on the loop, lock held, whenever `fd` is readable; returns the un-watcher.
 

@@ -108,6 +108,7 @@ class Machine:
         self.board.memory.subscribe(self._memslots)
         background = Background(self.loop, self._soon)
         owned.callback(background.close)
+        self.later = background.later
         for function in self.board.functions:
             function.device.use(background)
         report_changes(self.board, self._emit)

@@ -258,6 +258,11 @@ def running() -> list[MachineDir]:
     return found
 
 
+def starting(name: str | None) -> bool:
+    """Is `name`, if there is one, that of a VM which does not answer yet, or not any more?"""
+    return name is not None and machine_dir(name).owned()
+
+
 def find(name: str | None) -> MachineDir:
     """The live VM called `name`, or the only one when `name` is None. Raises NoSuchMachine."""
     if name is None:

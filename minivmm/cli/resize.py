@@ -10,7 +10,7 @@ from minivmm import runtime
 from minivmm.cli.follow import Follower
 from minivmm.cli.text import add_json, parse_duration, print_json
 from minivmm.control.client import Client
-from minivmm.control.targets import pick_device, target_size
+from minivmm.control.targets import pick_device, request_size
 from minivmm.errors import UsageError
 from minivmm.units import parse_size
 
@@ -61,14 +61,11 @@ def run(args: argparse.Namespace) -> int:
     parse_size(size_text.lstrip("+-"))  # complain about it before looking for a VM
     entry = runtime.find(name)
     with Client(entry.qmp_socket) as client:
-        device = pick_device(client.execute("query-memory-devices"), args.device, entry.name)
-        target = target_size(size_text, device)
-        client.execute("qom-set", path=device["id"], property="requested-size", value=target)
+        device, target = request_size(client, args.device, size_text, entry.name)
         if wait is not None:
-            agent = entry.exec_socket
-            Follower(client, agent, device["id"], target, quiet=args.quiet).follow(wait)
+            Follower(client, entry.exec_socket, device, target, quiet=args.quiet).follow(wait)
         if args.json:
-            print_json(_result(client, entry.name, device["id"]))
+            print_json(_result(client, entry.name, device))
     return 0
 
 

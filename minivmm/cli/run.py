@@ -159,7 +159,7 @@ class _Run:
         self._console.connect(machine, self._spec.keyboard)
         consoles = ConsoleServer(self._console.hub, self._loop)
         watch = GuestWatch(self._agent, machine.trace, machine.memory_devices)
-        Touches(machine.trace, machine.memory_devices, self._loop.remind)
+        Touches(machine.trace, machine.memory_devices, machine.later)
         scene = scene_of(machine)
         events = TraceServer(scene, self._loop)
         if self._trace is not None:

@@ -81,7 +81,6 @@ def _follow(name: str | None) -> tuple[MachineDir, Feed]:
             entry = runtime.find(name)
             return entry, Feed(entry, cells=CELLS)
         except NoSuchMachine:
-            starting = name is not None and runtime.machine_dir(name).owned()
-            if not starting or time.monotonic() > deadline:
+            if not runtime.starting(name) or time.monotonic() > deadline:
                 raise
         time.sleep(0.2)

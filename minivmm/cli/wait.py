@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from minivmm import runtime
-from minivmm.cli.text import add_json, parse_duration, print_json
+from minivmm.cli.text import add_json, add_name, parse_duration, print_json
 from minivmm.cli.why import brief
 from minivmm.control.client import Client
 from minivmm.control.inside import diagnoses
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "minivmm wait [NAME] [--requested | --plugged SIZE | --ready | --stopped] [--device ID]"
         " [--timeout T] [--json]"
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="VM; optional if only one runs")
+    add_name(parser)
     until = parser.add_mutually_exclusive_group()
     until.add_argument(
         "--requested",
@@ -85,7 +85,7 @@ def _find(args: argparse.Namespace, deadline: float) -> MachineDir | None:
             return runtime.find(args.name)
         except NoSuchMachine:
             named = args.name is not None
-            starting = named and runtime.machine_dir(args.name).owned()
+            starting = runtime.starting(args.name)
             if named and args.stopped and not starting:
                 return None
             if not (starting or (named and args.ready)) or time.monotonic() >= deadline:

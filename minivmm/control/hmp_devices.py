@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from minivmm.control import pci_commands, qom, virtio_commands, virtio_element
 from minivmm.control.face import Context
-from minivmm.control.hmp_line import Line
+from minivmm.control.hmp_line import Line, truth
 from minivmm.control.pci_commands import UNMAPPED, BarInfo, FunctionInfo
 from minivmm.control.virtio_commands import Features
 from minivmm.devices.spec import qom_path
@@ -81,7 +81,7 @@ def _qdev(function: PciFunction, objects: Mapping[str, qom.Node]) -> Iterator[st
 
 def _value(value: object) -> str:
     if isinstance(value, bool):
-        return "true" if value else "false"
+        return truth(value)
     if value is None:
         return '""'
     return f"{value} ({value:#x})" if isinstance(value, int) else f'"{value}"'
@@ -97,8 +97,7 @@ def _virtio_status(context: Context, path: str) -> Iterator[str]:
     yield f"  device_name:             {found['name']}"
     yield f"  device_id:               {found['device-id']}"
     for key in ("vhost-started", "broken", "disabled", "started", "vm-running"):
-        value = "true" if found[key] else "false"
-        yield f"  {key.replace('-', '_') + ':':24} {value}"
+        yield f"  {key.replace('-', '_') + ':':24} {truth(bool(found[key]))}"
     yield f"  num_vqs:                 {found['num-vqs']}"
     yield f"  queue_sel:               {found['queue-sel']}"
     yield f"  isr:                     {found['isr']}"
@@ -124,14 +123,13 @@ def _indented(rows: list[str]) -> Iterator[str]:
 
 def _virtio_queue_status(context: Context, path: str, queue: int) -> Iterator[str]:
     found = virtio_commands.query_virtio_queue_status(context, path, queue)
-    valid = "true" if found["signalled-used-valid"] else "false"
     yield f"{path}:"
     yield f"  device_name:          {found['name']}"
     yield f"  queue_index:          {found['queue-index']}"
     yield f"  inuse:                {found['inuse']}"
     yield f"  used_idx:             {found['used-idx']}"
     yield f"  signalled_used:       {found['signalled-used']}"
-    yield f"  signalled_used_valid: {valid}"
+    yield f"  signalled_used_valid: {truth(found['signalled-used-valid'])}"
     yield f"  last_avail_idx:       {found['last-avail-idx']}"
     yield f"  shadow_avail_idx:     {found['shadow-avail-idx']}"
     yield "  VRing:"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from minivmm.control import balloon, block_commands, machine_commands, memory_queries, qom
 from minivmm.control.face import Context
 from minivmm.control.hmp_devices import PCI_AND_VIRTIO
-from minivmm.control.hmp_line import Line
+from minivmm.control.hmp_line import Line, truth
 from minivmm.units import MIB
 
 _STATES = ("running", "paused")
@@ -62,17 +62,14 @@ def _memory_size_summary(context: Context) -> Iterable[str]:
 
 
 def _memdev(context: Context) -> Iterator[str]:
-    def word(value: bool) -> str:
-        return "true" if value else "false"
-
     for one in memory_queries.query_memdev(context):
         yield f"memory backend: {one['id']}"
         yield f"  size:  {one['size']}"
-        yield f"  merge: {word(one['merge'])}"
-        yield f"  dump: {word(one['dump'])}"
-        yield f"  prealloc: {word(one['prealloc'])}"
-        yield f"  share: {word(one['share'])}"
-        yield f"  reserve: {word(one['reserve'])}"
+        yield f"  merge: {truth(one['merge'])}"
+        yield f"  dump: {truth(one['dump'])}"
+        yield f"  prealloc: {truth(one['prealloc'])}"
+        yield f"  share: {truth(one['share'])}"
+        yield f"  reserve: {truth(one['reserve'])}"
         yield f"  policy: {one['policy']}"
         yield "  host nodes: "
     yield ""

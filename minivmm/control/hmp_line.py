@@ -51,6 +51,11 @@ class Line:
         return self.function(context, *values, **options)
 
 
+def truth(value: bool) -> str:
+    """As QEMU's monitor writes it."""
+    return "true" if value else "false"
+
+
 def read_number(word: str) -> int:
     """An integer, decimal or 0x... Raises BadLine."""
     try:

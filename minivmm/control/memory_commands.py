@@ -41,7 +41,7 @@ def why(context: Context, id: str | None = None, inside: str | None = None) -> o
     facts = parse_facts(inside or "")
     agent = context.agent
     found = []
-    for device in _chosen(context, id):
+    for device in chosen(context, id):
         view = context.machine.view(device.identifier)
         diagnosis = diagnose(view, facts.get(device.identifier))
         if inside is not None and device.identifier not in facts:
@@ -67,7 +67,7 @@ def kick(context: Context, id: str | None = None) -> list[Kicked]:
     `sent` is false where no driver is up to get it.
     """
     kicked: list[Kicked] = []
-    for device in _chosen(context, id):
+    for device in chosen(context, id):
         device.kick()
         live = context.machine.view(device.identifier).live
         kicked.append({"id": device.identifier, "sent": live})
@@ -78,7 +78,7 @@ def kick(context: Context, id: str | None = None) -> list[Kicked]:
 def audit_memory(context: Context, id: str | None = None) -> list[Audited]:
     """Host memory behind plugged and behind unplugged blocks; walks the regions, lock held."""
     rows: list[Audited] = []
-    for device in _chosen(context, id):
+    for device in chosen(context, id):
         found = audit(device)
         rows.append(
             {
@@ -92,7 +92,8 @@ def audit_memory(context: Context, id: str | None = None) -> list[Audited]:
     return rows
 
 
-def _chosen(context: Context, identifier: str | None) -> Iterable[VirtioMem]:
+def chosen(context: Context, identifier: str | None) -> Iterable[VirtioMem]:
+    """Memory device `identifier`, or all. Raises Refused if there is none of that id."""
     devices = context.machine.memory_devices
     if identifier is None:
         return devices.values()

@@ -144,18 +144,23 @@ def query_memdev(context: Context) -> list[Memdev]:
 @command("x-minivmm-info")
 def info(context: Context) -> MachineInfo:
     """All that `minivmm info` shows, in one answer."""
-    agent = context.agent
     return {
         "name": context.machine.name,
         "pid": os.getpid(),
         "status": context.machine.state,
         "base-memory": context.machine.boot_memory,
         "memslots": context.machine.memslots,
-        "agent": {
-            "ready": agent is not None and agent.ready,
-            "kernel-release": agent.kernel_release if agent else None,
-        },
+        "agent": agent_info(context),
         "memory-devices": [_info(device) for device in context.machine.memory_devices.values()],
+    }
+
+
+def agent_info(context: Context) -> AgentInfo:
+    """What is known of the guest's agent."""
+    agent = context.agent
+    return {
+        "ready": agent is not None and agent.ready,
+        "kernel-release": agent.kernel_release if agent else None,
     }
 
 

@@ -1,10 +1,11 @@
-"""Which memory device a user means, and what size; both judged by query-memory-devices."""
+"""Which memory device a user means, and what size, by query-memory-devices; and setting it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from minivmm.control.client import Client
 from minivmm.errors import UsageError
 from minivmm.units import align_down, format_size, parse_size
 
@@ -27,6 +28,19 @@ def pick_device(
             f"{machine} has no memory device {identifier!r}: it has {', '.join(found)}"
         )
     return found[identifier]
+
+
+def request_size(
+    client: Client, identifier: str | None, text: str, machine: str
+) -> tuple[str, int]:
+    """Ask device `identifier`, or the only one, for `text` (SIZE, +SIZE or -SIZE).
+
+    The device's id, and the target in bytes. Raises UsageError.
+    """
+    device = pick_device(client.execute("query-memory-devices"), identifier, machine)
+    target = target_size(text, device)
+    client.execute("qom-set", path=device["id"], property="requested-size", value=target)
+    return device["id"], target
 
 
 def target_size(text: str, device: Mapping[str, Any]) -> int:

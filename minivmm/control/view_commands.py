@@ -12,6 +12,8 @@ from typing import Literal
 
 from minivmm.control.commands import command
 from minivmm.control.face import Context
+from minivmm.control.memory_commands import chosen
+from minivmm.control.memory_queries import agent_info
 from minivmm.control.view_shapes import (
     BlockMap,
     DeviceView,
@@ -58,17 +60,14 @@ def view(context: Context, cells: int = CELLS, events_after: int | None = None) 
     """
     if not 0 <= cells <= MOST_CELLS:
         raise Refused(f"Parameter 'cells' expects 0 to {MOST_CELLS}")
-    machine, agent = context.machine, context.agent
+    machine = context.machine
     return {
         "name": machine.name,
         "status": machine.state,
         "time": microseconds(monotonic()),
         "base-memory": machine.boot_memory,
         "memslots": machine.memslots,
-        "agent": {
-            "ready": agent is not None and agent.ready,
-            "kernel-release": agent.kernel_release if agent else None,
-        },
+        "agent": agent_info(context),
         "memory-devices": [_device(context, d, cells) for d in machine.memory_devices.values()],
         "events": list(_later(machine.trace.recent(), events_after)),
     }
@@ -81,9 +80,7 @@ def residency(context: Context, id: str, cells: int = CELLS, first: int = 0) -> 
     Looks from cell `first` on as far as LOOKED_AT reaches; `next` is where to go on, 0 at the end.
     Of each cell `looked-at` bytes were looked at, of which `resident` take host memory.
     """
-    device = context.machine.memory_devices.get(id)
-    if device is None:
-        raise Refused(f"Device '{id}' not found", "DeviceNotFound")
+    (device,) = chosen(context, id)
     if not 1 <= cells <= MOST_CELLS:
         raise Refused(f"Parameter 'cells' expects 1 to {MOST_CELLS}")
     grid = outline(device.blocks, cells)

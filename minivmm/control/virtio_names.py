@@ -6,6 +6,7 @@ The names are those of Linux' and QEMU's headers, as x-query-virtio-status gives
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from enum import IntFlag
 
 from minivmm.spec import virtio_balloon, virtio_blk, virtio_console, virtio_mem
 from minivmm.spec.virtio import DeviceStatus, Feature
@@ -14,21 +15,25 @@ Bits = Mapping[int, str]
 """Bit number -> name and meaning."""
 
 
-def _bit(mask: int) -> int:
-    return mask.bit_length() - 1
+def _named(prefix: str, meanings: Mapping[IntFlag, str]) -> Bits:
+    """Bits that the specification has as masks, under the names of the C headers."""
+    return {
+        mask.bit_length() - 1: f"{prefix}_{mask.name}: {meaning}"
+        for mask, meaning in meanings.items()
+    }
 
 
-STATUSES: Bits = {
-    _bit(status): f"VIRTIO_CONFIG_S_{status.name}: {meaning}"
-    for status, meaning in {
+STATUSES: Bits = _named(
+    "VIRTIO_CONFIG_S",
+    {
         DeviceStatus.ACKNOWLEDGE: "the guest has seen the device",
         DeviceStatus.DRIVER: "the guest has a driver for it",
         DeviceStatus.FEATURES_OK: "driver and device agree on features",
         DeviceStatus.DRIVER_OK: "the driver is up",
         DeviceStatus.NEEDS_RESET: "the device is broken until it is reset",
         DeviceStatus.FAILED: "the driver has given up",
-    }.items()
-}
+    },
+)
 
 TRANSPORT: Bits = {
     Feature.INDIRECT_DESC: "VIRTIO_RING_F_INDIRECT_DESC: descriptors may lie in tables",
@@ -43,17 +48,17 @@ TRANSPORT: Bits = {
     Feature.RING_RESET: "VIRTIO_F_RING_RESET: queues can be reset one by one",
 }
 
-_MEM: Bits = {
-    _bit(feature): f"VIRTIO_MEM_F_{feature.name}: {meaning}"
-    for feature, meaning in {
+_MEM: Bits = _named(
+    "VIRTIO_MEM_F",
+    {
         virtio_mem.Feature.ACPI_PXM: "the node is told as a proximity domain",
         virtio_mem.Feature.UNPLUGGED_INACCESSIBLE: "unplugged memory is never read",
         virtio_mem.Feature.PERSISTENT_SUSPEND: "memory outlives suspend",
-    }.items()
-}
-_BLK: Bits = {
-    _bit(feature): f"VIRTIO_BLK_F_{feature.name}: {meaning}"
-    for feature, meaning in {
+    },
+)
+_BLK: Bits = _named(
+    "VIRTIO_BLK_F",
+    {
         virtio_blk.Feature.SIZE_MAX: "segments have a largest size",
         virtio_blk.Feature.SEG_MAX: "requests have a most of segments",
         virtio_blk.Feature.RO: "read-only",
@@ -62,19 +67,19 @@ _BLK: Bits = {
         virtio_blk.Feature.CONFIG_WCE: "the cache can be switched",
         virtio_blk.Feature.DISCARD: "can discard",
         virtio_blk.Feature.WRITE_ZEROES: "can write zeroes",
-    }.items()
-}
-_BALLOON: Bits = {
-    _bit(feature): f"VIRTIO_BALLOON_F_{feature.name}: {meaning}"
-    for feature, meaning in {
+    },
+)
+_BALLOON: Bits = _named(
+    "VIRTIO_BALLOON_F",
+    {
         virtio_balloon.Feature.MUST_TELL_HOST: "pages are taken back only after telling",
         virtio_balloon.Feature.STATS_VQ: "the guest tells statistics",
         virtio_balloon.Feature.DEFLATE_ON_OOM: "deflates when the guest is out of memory",
         virtio_balloon.Feature.FREE_PAGE_HINT: "the guest hints at free pages",
         virtio_balloon.Feature.PAGE_POISON: "free pages have a pattern",
         virtio_balloon.Feature.PAGE_REPORTING: "free pages are reported",
-    }.items()
-}
+    },
+)
 _CONSOLE: Bits = {
     virtio_console.Feature.SIZE: "VIRTIO_CONSOLE_F_SIZE: the terminal's size is told",
     virtio_console.Feature.MULTIPORT: "VIRTIO_CONSOLE_F_MULTIPORT: several ports",

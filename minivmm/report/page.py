@@ -60,7 +60,7 @@ def _gaps(story: Story) -> Iterable[str]:
 
 def _device(story: Story, device: MemoryDevice) -> str:
     requests = find_requests(story, device.id)
-    resizes = find_resizes(story, device)
+    resizes = find_resizes(story, device, requests)
     about = (
         f"{format_size(device.region_size)} at {device.memaddr:#x}, blocks of"
         f" {format_size(device.block_size)}, node {device.node}"

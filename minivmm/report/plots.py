@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minivmm.errors import HostError
 from minivmm.report import series
-from minivmm.report.resizes import find_requests
+from minivmm.report.resizes import Request, find_requests
 from minivmm.report.story import MemoryDevice, Story
 from minivmm.units import GIB, format_size
 
@@ -17,6 +18,15 @@ SIZE = (6.4, 2.6)
 
 DPI = 200
 """Of PNG files."""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What figures are of: a device of a trace, and its requests."""
+
+    story: Story
+    device: MemoryDevice
+    requests: Sequence[Request]
 
 
 def write_plots(story: Story, directory: Path, kinds: Sequence[str]) -> list[Path]:
@@ -29,9 +39,10 @@ def write_plots(story: Story, directory: Path, kinds: Sequence[str]) -> list[Pat
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for device in story.devices:
+            shown = _Shown(story, device, find_requests(story, device.id))
             for name, draw in _FIGURES.items():
                 figure, axes = pyplot.subplots(figsize=SIZE, layout="constrained")
-                if draw(axes, story, device):
+                if draw(axes, shown):
                     for kind in kinds:
                         path = directory / f"{device.id}-{name}.{kind}"
                         figure.savefig(path, dpi=DPI)
@@ -56,13 +67,13 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _sizes(axes: Any, story: Story, device: MemoryDevice) -> bool:
-    found = series.sizes(story, device)
+def _sizes(axes: Any, shown: _Shown) -> bool:
+    found = series.sizes(shown.story, shown.device)
     for name, steps, style in (
         ("requested", found.requested, "--"),
         ("plugged", found.plugged, "-"),
     ):
-        times = [time - story.begin for time, _ in steps]
+        times = [time - shown.story.begin for time, _ in steps]
         axes.step(times, [size / GIB for _, size in steps], style, where="post", label=name)
     axes.set_xlabel("time (s)")
     axes.set_ylabel("size (GiB)")
@@ -71,8 +82,8 @@ def _sizes(axes: Any, story: Story, device: MemoryDevice) -> bool:
     return True
 
 
-def _latency(axes: Any, story: Story, device: MemoryDevice) -> bool:
-    found = series.latencies(find_requests(story, device.id))
+def _latency(axes: Any, shown: _Shown) -> bool:
+    found = series.latencies(shown.requests)
     for one in found:
         shares = [(at + 1) / len(one.sorted) for at in range(len(one.sorted))]
         axes.step([value * 1e3 for value in one.sorted], shares, where="post", label=one.type)
@@ -84,8 +95,8 @@ def _latency(axes: Any, story: Story, device: MemoryDevice) -> bool:
     return bool(found)
 
 
-def _blocks(axes: Any, story: Story, device: MemoryDevice) -> bool:
-    found = series.block_map(story, device, find_requests(story, device.id))
+def _blocks(axes: Any, shown: _Shown) -> bool:
+    found = series.block_map(shown.story, shown.device, shown.requests)
     if found is None:
         return False
     rows = len(found.cells)
@@ -106,8 +117,8 @@ def _blocks(axes: Any, story: Story, device: MemoryDevice) -> bool:
     return True
 
 
-def _answers(axes: Any, story: Story, device: MemoryDevice) -> bool:
-    found = series.answers(find_requests(story, device.id))
+def _answers(axes: Any, shown: _Shown) -> bool:
+    found = series.answers(shown.requests)
     names = [f"{kind} {answer}" for kind, answer in sorted(found)]
     bars = axes.barh(names, [found[key] for key in sorted(found)])
     axes.bar_label(bars, padding=2)
@@ -115,7 +126,7 @@ def _answers(axes: Any, story: Story, device: MemoryDevice) -> bool:
     return bool(found)
 
 
-_FIGURES: dict[str, Callable[[Any, Story, MemoryDevice], bool]] = {
+_FIGURES: dict[str, Callable[[Any, _Shown], bool]] = {
     "sizes": _sizes,
     "latency": _latency,
     "blocks": _blocks,

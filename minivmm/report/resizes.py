@@ -128,11 +128,10 @@ def find_requests(story: Story, device: str) -> list[Request]:
     ]
 
 
-def find_resizes(story: Story, device: MemoryDevice) -> list[Resize]:
-    """The resizes of `device`, oldest first."""
+def find_resizes(story: Story, device: MemoryDevice, requests: Sequence[Request]) -> list[Resize]:
+    """The resizes of `device`, oldest first; `requests` are those that find_requests found."""
     events = story.of(device.id)
     starts = [at for at, event in enumerate(events) if event["name"] == "resize"]
-    requests = find_requests(story, device.id)
     found = []
     for start, following in pairwise([*starts, len(events)]):
         last = following == len(events)

@@ -27,7 +27,6 @@ class Sizes:
 
     requested: Steps
     plugged: Steps
-    usable: Steps
 
 
 @dataclass(frozen=True)
@@ -57,23 +56,17 @@ class BlockMap:
 
 
 def sizes(story: Story, device: MemoryDevice) -> Sizes:
-    """What was wanted, plugged and usable, from the trace's beginning to its end."""
+    """What was wanted and plugged, from the trace's beginning to its end."""
     requested: Steps = [(story.begin, device.requested)]
     plugged: Steps = [(story.begin, device.plugged)]
-    state = next(one["state"] for one in story.header["devices"] if one["id"] == device.id)
-    usable: Steps = [(story.begin, state["usable-size"])]
     for event in story.of(device.id):
         state = event.get("state", {})
-        for steps, key in (
-            (requested, "requested-size"),
-            (plugged, "plugged-size"),
-            (usable, "usable-size"),
-        ):
+        for steps, key in ((requested, "requested-size"), (plugged, "plugged-size")):
             if key in state and state[key] != steps[-1][1]:
                 steps.append((event["t"], state[key]))
-    for steps in (requested, plugged, usable):
+    for steps in (requested, plugged):
         steps.append((story.end, steps[-1][1]))
-    return Sizes(requested, plugged, usable)
+    return Sizes(requested, plugged)
 
 
 def latencies(requests: Sequence[Request]) -> list[Latency]:

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from minivmm.errors import UsageError
+from minivmm.tracing import SCHEMA
 from minivmm.tracing.reader import read_file
-
-SCHEMA = 1
-"""The newest schema that is understood."""
 
 _Wanted = Mapping[str, type | tuple[type, ...]]
 

@@ -26,7 +26,7 @@ def _device(story: Story, device: MemoryDevice) -> dict[str, object]:
         "id": device.id,
         "block-size": device.block_size,
         "region-size": device.region_size,
-        "resizes": [_resize(one) for one in find_resizes(story, device)],
+        "resizes": [_resize(one) for one in find_resizes(story, device, requests)],
         "latency": _latency(requests),
         "answers": [
             {"type": kind, "answer": answer, "count": count}

@@ -32,11 +32,11 @@ from minivmm.spec.virtio_console import (
     Event,
     receive_queue,
 )
-from minivmm.spec.virtio_mem import BlockState, MemResponse, ResponseType
+from minivmm.spec.virtio_mem import BlockState, ResponseType
 from minivmm.testing.buffers import GuestAllocator
 from minivmm.testing.driver import VirtioPciDriver
 from minivmm.testing.mem_bench import make_device
-from minivmm.testing.mem_driver import MemDriver
+from minivmm.testing.mem_driver import MemDriver, by_queue
 from minivmm.units import GIB, MIB
 from minivmm.virtio.device import VirtioDevice
 
@@ -106,8 +106,7 @@ def talk_to_memory(bench: Bench) -> None:
     """Blocks are unplugged and plugged; what is written there is there."""
     device = bench.device
     assert isinstance(device, VirtioMem)
-    size = MemResponse.SIZE
-    driver = MemDriver(device, lambda request: bench.driver.request(0, request, size))
+    driver = MemDriver(device, by_queue(bench.driver))
     assert driver.unplug_all() is ResponseType.ACK
     assert driver.plug(0, 8) is ResponseType.ACK
     assert driver.unplug(5, 3) is ResponseType.ACK

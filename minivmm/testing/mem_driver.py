@@ -13,6 +13,7 @@ from minivmm.spec.virtio_mem import (
     RequestType,
     ResponseType,
 )
+from minivmm.testing.driver import VirtioPciDriver
 from minivmm.testing.fake_queue import FakeChain, FakeQueue
 
 Send = Callable[[bytes], bytes]
@@ -29,6 +30,11 @@ def directly(device: VirtioMem) -> Send:
         return chain.written
 
     return send
+
+
+def by_queue(driver: VirtioPciDriver) -> Send:
+    """Requests go through the ring of `driver`'s queue 0."""
+    return lambda request: driver.request(0, request, MemResponse.SIZE)
 
 
 class MemDriver:

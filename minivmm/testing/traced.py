@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from minivmm.devices.virtio_mem.device import VirtioMem
-from minivmm.devices.virtio_mem.spec import VirtioMemSpec
-from minivmm.memory.layout import Window
-from minivmm.memory.region import Region
 from minivmm.spec.virtio_mem import MemRequest, MemResponse, RequestType
 from minivmm.testing.driver import DeviceBench
+from minivmm.testing.mem_bench import make_device
 from minivmm.tracing.scene import Scene
 from minivmm.units import GIB, MIB
 
@@ -22,8 +19,7 @@ class Traced(DeviceBench):
     """
 
     def __init__(self) -> None:
-        spec = VirtioMemSpec(size=GIB, requested_size=GIB)
-        self.mem = VirtioMem(spec, Window(BASE, GIB), Region(GIB, spec.host_memory))
+        self.mem = make_device(size=GIB, requested_size=GIB)
         super().__init__(self.mem)
         self.driver.start()
         self.clock: float | None = 7.0
@@ -39,10 +35,7 @@ class Traced(DeviceBench):
     def ask(self, kind: RequestType, first: int = 0, count: int = 1) -> None:
         """One request, answered."""
         request = MemRequest(type=kind, addr=BASE + first * BLOCK, nb_blocks=count).build()
-        ring = self.driver.queues[0]
-        ring.add([request], [MemResponse.SIZE])
-        self.driver.kick(0)
-        assert len(ring.collect()) == 1
+        self.driver.request(0, request, MemResponse.SIZE)
 
     def plug(self, first: int, count: int = 1) -> None:
         """Ask for `count` blocks from number `first`."""

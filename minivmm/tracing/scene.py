@@ -11,11 +11,9 @@ from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.machine import Machine
 from minivmm.machine_spec import spec_to_json
 from minivmm.trace import Trace
+from minivmm.tracing import SCHEMA
 from minivmm.tracing.wish import Wish
 from minivmm.virtio.device import VirtioDevice
-
-SCHEMA = 1
-"""Of the stream; it only grows, so this stays until something must be taken away."""
 
 MOST_RANGES = 4096
 """Plugged ranges of a device that a header lists."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from minivmm.control.client import Client
 from minivmm.control.inside import diagnoses
-from minivmm.control.targets import pick_device, target_size
+from minivmm.control.targets import request_size
 from minivmm.errors import UsageError
 from minivmm.runtime import MachineDir
 from minivmm.units import format_size
@@ -28,11 +28,8 @@ class Actions:
     def resize(self, identifier: str | None, size: str) -> str:
         """Request `size` (1G, +256M, -256M) of memory device `identifier`; says what was done."""
         with Client(self._entry.qmp_socket) as client:
-            devices = client.execute("query-memory-devices")
-            device = pick_device(devices, identifier, self._entry.name)
-            target = target_size(size.strip(), device)
-            client.execute("qom-set", path=device["id"], property="requested-size", value=target)
-        return f"{device['id']}: {format_size(target)} requested"
+            name, target = request_size(client, identifier, size.strip(), self._entry.name)
+        return f"{name}: {format_size(target)} requested"
 
     def kick(self, identifier: str | None) -> str:
         """Make the driver of memory device `identifier`, or of all, try again."""

@@ -1,4 +1,4 @@
-"""Ordeals of every device model, in both ring formats."""
+"""Ordeals of every device model, in both ring formats; a running memory device with its driver."""
 
 from __future__ import annotations
 
@@ -7,11 +7,38 @@ from pathlib import Path
 
 import pytest
 
+from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.testing.conversations import Kind, kinds
+from minivmm.testing.driver import DeviceBench
+from minivmm.testing.mem_driver import MemDriver, by_queue
 from minivmm.testing.mem_ordeal import MemOrdeal
 from minivmm.testing.ordeal import Ordeal
 
 MakeOrdeal = Callable[..., Ordeal]
+
+
+@pytest.fixture
+def bench(device: VirtioMem) -> Iterator[DeviceBench]:
+    """The test's own `device`, started."""
+    with DeviceBench(device) as made:
+        made.driver.start()
+        yield made
+
+
+@pytest.fixture
+def driver(bench: DeviceBench, device: VirtioMem) -> MemDriver:
+    """Speaks to it through its queue."""
+    return MemDriver(device, by_queue(bench.driver))
+
+
+@pytest.fixture
+def precious(bench: DeviceBench, device: VirtioMem) -> MemDriver:
+    """The same, once block 7 is plugged and holds something."""
+    made = MemDriver(device, by_queue(bench.driver))
+    made.plug(7)
+    bench.memory.write(made.address(7), b"precious")
+    bench.irq.take()
+    return made
 
 
 @pytest.fixture

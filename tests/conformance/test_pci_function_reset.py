@@ -5,8 +5,6 @@ Linux does it so: save configuration space, reset, restore, probe again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from minivmm.devices.virtio_mem.device import VirtioMem
@@ -15,7 +13,6 @@ from minivmm.spec.virtio import DeviceStatus
 from minivmm.spec.virtio_mem import (
     BlockState,
     MemRequest,
-    MemResponse,
     RequestType,
     ResponseType,
 )
@@ -50,21 +47,9 @@ def device(request: pytest.FixtureRequest) -> VirtioMem:
 
 
 @pytest.fixture
-def bench(device: VirtioMem) -> Iterator[DeviceBench]:
-    with DeviceBench(device) as made:
-        made.driver.start()
-        yield made
-
-
-@pytest.fixture
-def driver(bench: DeviceBench, device: VirtioMem) -> MemDriver:
+def driver(precious: MemDriver) -> MemDriver:
     """Block 7 is plugged and holds something."""
-    size = MemResponse.SIZE
-    made = MemDriver(device, lambda request: bench.driver.request(0, request, size))
-    made.plug(7)
-    bench.memory.write(made.address(7), b"precious")
-    bench.irq.take()
-    return made
+    return precious
 
 
 @pytest.mark.rule("MEM-D-13", "MEM-D-14", "PCI-D-13", "PCI-D-30")

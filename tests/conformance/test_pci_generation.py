@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import combinations
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from minivmm.devices.virtio_balloon.device import VirtioBalloon
 from minivmm.devices.virtio_balloon.spec import VirtioBalloonSpec
 from minivmm.devices.virtio_mem.device import VirtioMem
-from minivmm.spec.virtio_mem import MemConfig, MemResponse
+from minivmm.spec.virtio_mem import MemConfig
 from minivmm.spec.virtio_pci import CapabilityType, CommonConfig
 from minivmm.testing.driver import DeviceBench
 from minivmm.testing.echo import EchoDevice
@@ -26,19 +26,6 @@ WIDE = [name for _, width, name in MemConfig.layout() if width == 8]
 @pytest.fixture
 def device() -> VirtioMem:
     return make_device(size=64 * GIB, requested_size=GIB)
-
-
-@pytest.fixture
-def bench(device: VirtioMem) -> Iterator[DeviceBench]:
-    with DeviceBench(device) as made:
-        made.driver.start()
-        yield made
-
-
-@pytest.fixture
-def driver(bench: DeviceBench, device: VirtioMem) -> MemDriver:
-    size = MemResponse.SIZE
-    return MemDriver(device, lambda request: bench.driver.request(0, request, size))
 
 
 def generation(bench: DeviceBench) -> int:

@@ -5,8 +5,6 @@ Used with a device that has something to lose: memory that is plugged and holds 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from minivmm.devices.virtio_mem.device import VirtioMem
@@ -44,21 +42,9 @@ def device(request: pytest.FixtureRequest) -> VirtioMem:
 
 
 @pytest.fixture
-def bench(device: VirtioMem) -> Iterator[DeviceBench]:
-    with DeviceBench(device) as made:
-        made.driver.start()
-        yield made
-
-
-@pytest.fixture
-def driver(bench: DeviceBench, device: VirtioMem) -> MemDriver:
+def driver(precious: MemDriver) -> MemDriver:
     """Block 7 is plugged and holds something."""
-    size = MemResponse.SIZE
-    made = MemDriver(device, lambda request: bench.driver.request(0, request, size))
-    made.plug(7)
-    bench.memory.write(made.address(7), b"precious")
-    bench.irq.take()
-    return made
+    return precious
 
 
 def move(driver: VirtioPciDriver, index: int, gpa: int) -> None:

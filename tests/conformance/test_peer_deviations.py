@@ -12,12 +12,12 @@ from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.errors import HostError, UsageError
 from minivmm.memslots import Memslots
 from minivmm.spec.virtio import DescriptorFlags, DeviceStatus
-from minivmm.spec.virtio_mem import BlockState, MemRequest, MemResponse, RequestType, ResponseType
+from minivmm.spec.virtio_mem import BlockState, MemRequest, RequestType, ResponseType
 from minivmm.testing.driver import DeviceBench
 from minivmm.testing.fake_kvm import FakeVm
 from minivmm.testing.host_memory import peek, poke
 from minivmm.testing.mem_bench import Mappings, MemBench, make_device
-from minivmm.testing.mem_driver import MemDriver
+from minivmm.testing.mem_driver import MemDriver, by_queue
 from minivmm.testing.ring import SplitDriver
 from minivmm.units import GIB, KIB, MIB
 
@@ -149,8 +149,7 @@ def test_8_activating_the_device_again_keeps_block_states_and_content() -> None:
     device = make_device(size=GIB, requested_size=64 * MIB)
     with DeviceBench(device) as bench:
         bench.driver.start()
-        size = MemResponse.SIZE
-        driver = MemDriver(device, lambda request: bench.driver.request(0, request, size))
+        driver = MemDriver(device, by_queue(bench.driver))
         driver.plug(3, 5)
         bench.memory.write(driver.address(7), b"precious")
         before = driver.config()

@@ -9,7 +9,7 @@ from itertools import takewhile
 import pytest
 from harness import Guest, minivmm
 
-from minivmm.report.resizes import find_resizes
+from minivmm.report.resizes import find_requests, find_resizes
 from minivmm.report.story import story_of
 from minivmm.spec.platform import SERIAL_PORT
 from minivmm.trace import Detail
@@ -141,7 +141,7 @@ def test_a_trace_tells_what_becomes_of_plugged_memory_in_the_guest(guest: Guest)
             break
     recording.events.close()  # type: ignore[attr-defined]
     story = story_of(recording.header, events, "vm")
-    (resize,) = find_resizes(story, story.devices[0])
+    (resize,) = find_resizes(story, story.devices[0], find_requests(story, "vmem0"))
 
     assert told["added"] == told["online"] == 256 * MIB
     assert told["touched"] <= 256 * MIB

@@ -12,7 +12,7 @@ from minivmm.units import MIB
 
 def resizes(tape: Any) -> list[Resize]:
     story = tape.story()
-    return find_resizes(story, story.devices[0])
+    return find_resizes(story, story.devices[0], find_requests(story, "vmem0"))
 
 
 def test_grow_ends_when_the_plugged_size_is_the_target(tape: Any) -> None:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from minivmm.devices.virtio_mem.device import VirtioMem
-from minivmm.spec.virtio_mem import MemResponse
 from minivmm.testing.driver import DeviceBench
 from minivmm.testing.mem_bench import make_device
-from minivmm.testing.mem_driver import MemDriver
+from minivmm.testing.mem_driver import MemDriver, by_queue
 from minivmm.trace import Detail, Event
 from minivmm.tracing.touches import INTERVAL, Touches
 from minivmm.units import GIB, MIB
@@ -31,8 +30,7 @@ class Rig:
             {device.identifier: device},
             lambda seconds, look: self.due.append((seconds, look)),
         )
-        size = MemResponse.SIZE
-        self.driver = MemDriver(device, lambda request: bench.driver.request(0, request, size))
+        self.driver = MemDriver(device, by_queue(bench.driver))
         self.stop = bench.trace.follow(self.seen.append, Detail.MEMORY)
 
     def touch(self, block: int) -> None:

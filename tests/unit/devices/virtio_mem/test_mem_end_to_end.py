@@ -14,14 +14,13 @@ from minivmm.spec.virtio_mem import (
     Feature,
     MemConfig,
     MemRequest,
-    MemResponse,
     RequestType,
     ResponseType,
 )
 from minivmm.spec.virtio_pci import CapabilityType
 from minivmm.testing.driver import DeviceBench
 from minivmm.testing.mem_bench import make_device
-from minivmm.testing.mem_driver import MemDriver
+from minivmm.testing.mem_driver import MemDriver, by_queue
 from minivmm.units import GIB, MIB
 
 VERSION_1 = 1 << 32
@@ -49,8 +48,7 @@ def bench(device: VirtioMem) -> Iterator[DeviceBench]:
 
 @pytest.fixture
 def driver(bench: DeviceBench, device: VirtioMem) -> MemDriver:
-    size = MemResponse.SIZE
-    return MemDriver(device, lambda request: bench.driver.request(0, request, size))
+    return MemDriver(device, by_queue(bench.driver))
 
 
 def plug_request(device: VirtioMem, block: int, count: int) -> bytes:

@@ -15,9 +15,9 @@ from minivmm.memory.layout import Window
 from minivmm.memory.region import Region
 from minivmm.spec.virtio_mem import MemRequest, MemResponse, RequestType
 from minivmm.testing.driver import DeviceBench
+from minivmm.testing.slow_host import SlowHost
 from minivmm.trace import Detail, Event
 from minivmm.units import GIB, MIB
-from minivmm.virtio.errands import Job
 
 BLOCK = 2 * MIB
 WINDOW = Window(4 * GIB, GIB)
@@ -126,40 +126,10 @@ def test_unknown_requests_are_told_as_they_are(bench: DeviceBench) -> None:
     assert seen[2].fields == {"id": 1, "type": 77}
 
 
-class Later:
-    """Errands that are done when the test says so."""
-
-    def __init__(self) -> None:
-        self.begun: list[LaterJob] = []
-
-    def aside(self, work: Callable[[], None], done: Callable[[], None]) -> Job:
-        self.begun.append(LaterJob(work, done))
-        return self.begun[-1]
-
-    def later(self, seconds: float, look: Callable[[], None]) -> None:
-        pass
-
-
-class LaterJob:
-    error: BaseException | None = None
-
-    def __init__(self, work: Callable[[], None], done: Callable[[], None]) -> None:
-        self._work, self._done, self.over = work, done, False
-
-    def wait(self) -> None:
-        if not self.over:
-            self._work()
-            self.over = True
-
-    def finish(self) -> None:
-        self.wait()
-        self._done()
-
-
 def test_work_aside_belongs_to_its_request_and_no_second_kick_is_made_up(
     bench: DeviceBench,
 ) -> None:
-    errands = Later()
+    errands = SlowHost()
     bench.device.use(errands)
     ask(bench, asking(RequestType.PLUG, 0, 64))
     ring = bench.driver.queues[0]
@@ -168,7 +138,7 @@ def test_work_aside_belongs_to_its_request_and_no_second_kick_is_made_up(
     ring.add([asking(RequestType.UNPLUG, 0, 64)], [MemResponse.SIZE])
     bench.driver.kick(0)
     assert names(seen) == ["kick", "chain", "request", "hide"]
-    errands.begun[-1].finish()
+    errands.finish()
 
     assert names(seen)[4:] == ["discard", "answer", "used", "interrupt"]
     assert {event.fields["id"] for event in seen} == {1}
@@ -176,21 +146,21 @@ def test_work_aside_belongs_to_its_request_and_no_second_kick_is_made_up(
 
 
 def test_one_that_was_at_work_before_is_answered_without_an_id(bench: DeviceBench) -> None:
-    errands = Later()
+    errands = SlowHost()
     bench.device.use(errands)
     ask(bench, asking(RequestType.PLUG, 0, 64))
     bench.driver.queues[0].add([asking(RequestType.UNPLUG, 0, 64)], [MemResponse.SIZE])
     bench.driver.kick(0)
     seen, _ = follow(bench)
 
-    errands.begun[-1].finish()
+    errands.finish()
 
     assert names(seen) == ["answer", "interrupt"]
     assert all("id" not in event.fields for event in seen)
 
 
 def test_a_device_reset_in_the_middle_answers_and_hands_nothing_back(bench: DeviceBench) -> None:
-    errands = Later()
+    errands = SlowHost()
     bench.device.use(errands)
     ask(bench, asking(RequestType.PLUG, 0, 64))
     seen, _ = follow(bench)
