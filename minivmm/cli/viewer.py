@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from types import TracebackType
-from typing import Self
+
+from minivmm.closing import Closing
 
 GRACE = 3.0
 """Seconds that it may take to tell its viewers of the end."""
@@ -13,7 +13,7 @@ GRACE = 3.0
 STDERR = 2
 
 
-class Viewer:
+class Viewer(Closing):
     """A context in which a page of VM `name` is served at `listen` ("" for the default).
 
     The page's address is said on stderr. It ends by itself once the VM's sockets are closed.
@@ -34,15 +34,7 @@ class Viewer:
         """The process."""
         return self._process.pid
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Wait for its end, or bring it about."""
         try:
             self._process.wait(GRACE)

@@ -8,16 +8,16 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from minivmm.closing import Closing
 from minivmm.errors import HostError, NoSuchMachine, Refused
 
 REPLY_TIMEOUT = 30.0
 """Seconds to wait for an answer before the VM is called stuck."""
 
 
-class Client:
+class Client(Closing):
     """One negotiated connection to a VM's control socket; a context manager.
 
     Raises NoSuchMachine if nothing listens on `path`, HostError for something that is not QMP.
@@ -33,17 +33,6 @@ class Client:
         except BaseException:
             self._socket.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def execute(self, command: str, **arguments: object) -> Any:
         """Run `command` ('_' in argument names becomes '-') and return its value.

@@ -7,9 +7,8 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from minivmm.closing import Closing
 from minivmm.errors import HostError, UsageError
 from minivmm.guest import kernels
 from minivmm.guest.kernels import Kernel
@@ -29,7 +28,7 @@ MARK = "MINIVMM_LAB"
 """Variable that tells a command that it runs in the lab."""
 
 
-class Lab:
+class Lab(Closing):
     """A running lab. It ends with `close`, and with the thread that started it.
 
     `memory` in bytes; `cpus` at most, fewer if QEMU is not up to it (machine.usable_cpus); `append`
@@ -71,17 +70,6 @@ class Lab:
             starting.callback(self._link.close)
             self._link.wait_ready(timeout)
             self._cleanup = starting.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def run(
         self,

@@ -9,8 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
@@ -18,6 +17,8 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
+
+from minivmm.closing import Closing
 
 PROGRAMS = ("chromium", "chromedriver")
 
@@ -33,7 +34,7 @@ _ARGUMENTS = (
 )
 
 
-class Browser:
+class Browser(Closing):
     """A browser with one page; profile and cache lie in `directory`. Use as a context."""
 
     def __init__(self, directory: Path) -> None:
@@ -47,15 +48,8 @@ class Browser:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=Service(str(found[1])))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End it."""
         self.driver.quit()
 
     def open(self, url: str) -> None:

@@ -10,10 +10,10 @@ Everything goes the way a guest would go: configuration space, BARs, rings in gu
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Self
 
 from minivmm.bus import Bus
+from minivmm.closing import Closing
 from minivmm.memory.guest import GuestMemory
 from minivmm.memory.layout import AddressMap, Window
 from minivmm.memory.region import Region
@@ -255,7 +255,7 @@ def bench_map(ram: int = 16 * MIB) -> AddressMap:
     )
 
 
-class DeviceBench:
+class DeviceBench(Closing):
     """A device on a PCI bus with 16 MiB of RAM and everything else faked. Use as a context."""
 
     def __init__(self, device: VirtioDevice) -> None:
@@ -304,14 +304,3 @@ class DeviceBench:
     def close(self) -> None:
         """Unmap guest memory."""
         self.memory.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
+from minivmm.closing import Closing
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.memory.backing import Backing
@@ -26,7 +25,7 @@ def make_device(
     return VirtioMem(spec, Window(4 * GIB, spec.size), make_region(spec.size, spec.host_memory))
 
 
-class MemBench:
+class MemBench(Closing):
     """Arguments are those of make_device(). Use as a context.
 
     with MemBench(size=GIB, requested_size=64 * MIB) as bench:
@@ -57,15 +56,7 @@ class MemBench:
         for name in calls:
             setattr(self.region, name, refuse)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Unmap the region."""
         self.memory.close()
 

@@ -6,9 +6,8 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from minivmm.closing import Closing
 from minivmm.errors import HostError
 from minivmm.loop import EventLoop
 from minivmm.trace import Detail
@@ -23,7 +22,7 @@ BATCH = 256
 """Lines of a write."""
 
 
-class TraceFile:
+class TraceFile(Closing):
     """Opens `path` at once (it may be a pipe), and begins with `begin`. Raises HostError.
 
     `say` is called with a line for the user if the disk is full, once, and with one at the end.
@@ -54,17 +53,6 @@ class TraceFile:
             self._feed = Feed(scene, self._wish, self._wake.set)
         self._thread = threading.Thread(target=self._write_all, name="trace", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Write what waits, for some seconds at most, and say what is missing."""
