@@ -10,6 +10,8 @@
     ├── NoSuchMachine         no running VM has that name
     ├── WaitTimeout           `--wait` gave up
     ├── Refused               a running VM refused a command (QMP error)
+    ├── CommandFailed         a command in the guest, run with check=True, ended with another status
+    │                         than 0 (the Python interface)
     ├── GuestAddressError     a guest physical address does not name guest RAM
     └── DeviceBroken          the driver violated the virtqueue format
 
@@ -102,6 +104,14 @@ class Refused(MinivmmError):
     def __init__(self, message: str, error_class: str = "GenericError") -> None:
         super().__init__(message)
         self.error_class = error_class
+
+
+class CommandFailed(MinivmmError):
+    """A command in the guest had to succeed and did not; `status` is its exit status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class GuestAddressError(MinivmmError):

@@ -125,9 +125,14 @@ def parse_device(text: str, taken: tuple[str, ...] = ()) -> DeviceSpec:
     `taken` are the ids in use. Raises UsageError for unknown devices and properties.
     """
     name, values = parse_pairs(text)
+    return make_device(name, values, taken)
+
+
+def make_device(name: str, values: Mapping[str, object], taken: tuple[str, ...] = ()) -> DeviceSpec:
+    """The same from a command-line name and properties: texts or JSON values by outside names."""
     if "id" not in values:
         free = (f"{_kind(name).prefix}{n}" for n in range(len(taken) + 1))
-        values["id"] = next(identifier for identifier in free if identifier not in taken)
+        values = {**values, "id": next(one for one in free if one not in taken)}
     return _device(name, values)
 
 

@@ -118,6 +118,14 @@ def to_mapping(value: Any) -> dict[str, object]:
     return {name: item for name, item in pairs if item is not None}
 
 
+def outside_name(kind: type, name: str) -> str:
+    """What the option that is `name` in Python is called outside; `name` itself if there is none.
+
+    So that from_mapping complains about what it does not know under the name that was written.
+    """
+    return next((_outside(item) for item in _fields(kind) if item.name == name), name)
+
+
 def tagged(
     data: object, *, key: str, plural: str, one: str, tags: Iterable[str]
 ) -> Iterator[tuple[str, dict[str, object]]]:

@@ -101,14 +101,14 @@ class VirtioMem(VirtioDevice):
     @property
     def at_work(self) -> bool:
         """Does the host work on a request, so that the driver has to wait?"""
-        return self._service.at_work
+        return self.service.at_work
 
     # -- host side -------------------------------------------------------------------------------
 
     def use(self, errands: Errands) -> None:
         """Have long work done by `errands` from now on, instead of at once."""
         super().use(errands)
-        self._service.errands = errands
+        self.service.errands = errands
         self.shortage.later = errands.later
 
     def set_requested_size(self, size: int) -> None:
@@ -177,12 +177,12 @@ class VirtioMem(VirtioDevice):
         self.slot = memory.add(
             self.window.base, self.region, name=self.identifier, occupancy=self.state
         )
-        self._host = HostSide(
+        self.host_side = HostSide(
             memory, self.slot, populate=spec.populates, guarded=spec.protect != "off"
         )
-        self._service = Service(
+        self.service = Service(
             self.state,
-            self._host,
+            self.host_side,
             signals,
             ledger=self.ledger,
             shortage=self.shortage,
@@ -193,7 +193,7 @@ class VirtioMem(VirtioDevice):
     def follow(self, tap: Tap | None) -> None:
         """Tell what requests ask for, and what they cost the host, or no longer."""
         base, block = self.window.base, self.block_size
-        tell_requests(self._service, self._host, self.signals, tap, base=base, block=block)
+        tell_requests(self.service, self.host_side, self.signals, tap, base=base, block=block)
 
     def sizes(self) -> dict[str, int]:
         """What is plugged, what is wanted, and where it may be plugged; bytes."""
@@ -237,15 +237,15 @@ class VirtioMem(VirtioDevice):
 
     def handle_queue(self, index: int, queue: VirtQueue) -> None:
         """Serve the requests that wait. Raises DeviceBroken for malformed ones."""
-        self._service.serve(queue)
+        self.service.serve(queue)
 
     def forget_queue(self, index: int) -> None:
         """What the driver asked for last is finished first (GEN-D-7)."""
-        self._service.finish()
+        self.service.finish()
 
     def reset(self) -> None:
         """The driver is gone; what it asked for last is finished first (MEM-D-13, GEN-D-5)."""
-        self._service.finish()
+        self.service.finish()
         self.activity.driver_gone()
 
     def system_reset(self) -> None:
@@ -254,7 +254,7 @@ class VirtioMem(VirtioDevice):
         If the host refuses, blocks stay plugged and the next driver has to unplug them.
         """
         self.state.unpromised = False
-        error = self._service.unplug_everything()
+        error = self.service.unplug_everything()
         if error:
             self.signals.trace("system-reset", why=str(error))
             self._guard_unplugged()
@@ -282,7 +282,7 @@ class VirtioMem(VirtioDevice):
             return
         self._guarded_for = None
         try:
-            self._host.guard(readable, self.state.unplugged_ranges())
+            self.host_side.guard(readable, self.state.unplugged_ranges())
             self._guarded_for = readable
         except OSError as error:
             self.signals.trace("unguarded", why=str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 
 from minivmm.devices.virtio_mem.activity import Activity
-from minivmm.spec.virtio_mem import MemRequest, RequestType, ResponseType
+from minivmm.spec.virtio_mem import BlockState, MemRequest, RequestType, ResponseType
 from minivmm.virtio.device import Signals
 
 MOVES = 256
@@ -47,9 +47,13 @@ class Ledger:
         answer: ResponseType,
         *,
         plugged: int,
+        found: BlockState | None = None,
         why: str = "",
     ) -> None:
-        """`request` got `answer`, for the reason `why`; now `plugged` bytes are plugged."""
+        """`request` got `answer`, for the reason `why`; now `plugged` bytes are plugged.
+
+        `found` is what the answer to STATE tells.
+        """
         asked = _NAMES.get(request.type, "UNKNOWN")
         self._counts[asked, answer.name] += 1
         self._activity.answered(request.type, answer, request.nb_blocks, why)
@@ -57,6 +61,8 @@ class Ledger:
             self.moves.append((self._activity.clock(), request))
         fields = asked_for(request, self._block_size)
         fields |= {"answer": answer.name, "plugged": plugged}
+        if found is not None:
+            fields["found"] = found.name
         if why:
             fields["why"] = why
         signals.trace("answer", **fields)

@@ -193,7 +193,9 @@ class Service:
         why: str = "",
     ) -> None:
         plugged = self._state.blocks.plugged_size
-        self._ledger.enter(self.signals, exchange.request, answer, plugged=plugged, why=why)
+        self._ledger.enter(
+            self.signals, exchange.request, answer, plugged=plugged, found=state, why=why
+        )
         response = messages.response(answer, state)
         exchange.chain.write(response)
         exchange.queue.complete(exchange.chain, len(response))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minivmm.boot.numa import numa_text, parse_numa
+from minivmm.cli import boot_files
 from minivmm.cli.text import parse_duration, print_json, say
 from minivmm.control.gdb_address import DEFAULT, join_address, parse_address
 from minivmm.errors import UsageError
@@ -60,6 +61,10 @@ class BootOptions:
     trace: Path | None = None
     trace_details: str = "requests"
     """What to trace beside what is always kept (tracing/wish.py)."""
+    record: Path | None = None
+    """Where to write what `minivmm replay` takes."""
+    scenario: Path | None = None
+    """Rules by which memory devices misbehave (docs/misbehaviour.md)."""
     verbose: bool = False
     quiet: bool = False
     debug: bool = False
@@ -152,7 +157,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="serve a live view as a web page, as `minivmm ui` does (--ui=8000; default: any free"
         " port of 127.0.0.1)",
     )
-    add("--trace", metavar="FILE", help="write what happens to FILE, as JSON Lines (docs/trace.md)")
+    boot_files.configure(add, BootOptions.trace_details)
     add(
         "--gdb",
         metavar="ADDR",
@@ -163,12 +168,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--freeze",
         action="store_true",
         help="wait before the first instruction, for gdb's or QMP's `continue`",
-    )
-    add(
-        "--trace-details",
-        metavar="LIST",
-        default=BootOptions.trace_details,
-        help="what else to write there: requests,exits,memory (default: requests)",
     )
     add("--status", metavar="FILE", help="write how it ended to FILE, as JSON")
     add("--stats", action="store_true", help="say where time and exits went, on stderr")
@@ -234,6 +233,10 @@ def options_from(args: argparse.Namespace) -> BootOptions:
         parse_listen(args.ui)
     if args.gdb is not None:
         parse_address(args.gdb)
+    if args.scenario is not None:
+        from minivmm.devices.virtio_mem.mischief import read_scenario
+
+        read_scenario(Path(args.scenario))
     return BootOptions(
         command=tuple(args.command),
         qmp=None if args.qmp is None else Path(args.qmp).absolute(),
@@ -246,6 +249,8 @@ def options_from(args: argparse.Namespace) -> BootOptions:
         status=None if args.status is None else Path(args.status).absolute(),
         trace=None if args.trace is None else Path(args.trace).absolute(),
         trace_details=args.trace_details,
+        record=None if args.record is None else Path(args.record).absolute(),
+        scenario=None if args.scenario is None else Path(args.scenario).absolute(),
         verbose=args.verbose,
         quiet=args.quiet,
         debug=args.debug,

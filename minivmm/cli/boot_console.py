@@ -45,11 +45,6 @@ class BootConsole:
         else:
             self._keep(data)
 
-    def connect(self, machine: Machine, keyboard: str) -> None:
-        """Keys go to console `keyboard` (hvc0, ttyS0) of `machine`. Lock held."""
-        board = machine.board
-        self.hub.connect(board.terminal if keyboard == "hvc0" else board.serial)
-
     def attach_terminal(self, context: Context, machine: Machine) -> None:
         """Standard input types: raw from a terminal, as it is from a pipe."""
         if not in_foreground(STDIN):

@@ -98,6 +98,8 @@ def boot_arguments(spec: MachineSpec, options: BootOptions) -> list[str]:
     words += [f"--status={options.status}"] if options.status is not None else []
     if options.trace is not None:
         words += [f"--trace={options.trace}", f"--trace-details={options.trace_details}"]
+    words += [f"--record={options.record}"] if options.record is not None else []
+    words += [f"--scenario={options.scenario}"] if options.scenario is not None else []
     return [*words, "--", *options.command] if options.command else words
 
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from minivmm import __version__
 from minivmm.errors import ExitStatus, Interrupted, MinivmmError, UsageError
+from minivmm.version import __version__
 
 VERBS = {
     "boot": "boot a kernel, and run a command in it or a shell on its console",
@@ -34,6 +34,7 @@ VERBS = {
     "audit": "prove that memory not plugged costs the host nothing",
     "console": "watch a VM's console, and type at it",
     "exec": "run a command in a VM",
+    "replay": "try a recorded driver on the device model, without a guest",
     "report": "make a page, or figures, of what a trace says about resizes",
     "stop": "end a VM",
     "kernel": "fetch stock kernels, list those fetched",

@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator
 
-from minivmm import __version__
 from minivmm.cli import main
 from minivmm.errors import ExitStatus
 from minivmm.machine_spec import DEVICE_TYPES
 from minivmm.options import describe
+from minivmm.version import __version__
 
 _FILES = (
     ("$XDG_RUNTIME_DIR/minivmm/NAME/", "a running VM: its sockets, pid and spec.json, which"

@@ -21,6 +21,7 @@ from minivmm import runtime
 from minivmm.accel import open_system, probe
 from minivmm.cli.boot import BootOptions
 from minivmm.cli.boot_console import BootConsole
+from minivmm.cli.boot_files import misbehaving, open_traces
 from minivmm.cli.boot_gdb import open_gdb
 from minivmm.cli.ending import recorded
 from minivmm.cli.output import Output
@@ -28,14 +29,9 @@ from minivmm.cli.signals import ENDING, HeldSignals, ignore_in_this_thread
 from minivmm.cli.text import SCHEMA, say
 from minivmm.cli.viewer import Viewer
 from minivmm.control import exec_client
-from minivmm.control.agent import GuestAgent
-from minivmm.control.console_server import ConsoleServer
-from minivmm.control.exec_server import ExecServer
 from minivmm.control.face import Context
 from minivmm.control.gdb_server import GdbServer
-from minivmm.control.guest_watch import GuestWatch
-from minivmm.control.qmp import QmpServer
-from minivmm.control.trace_server import TraceServer
+from minivmm.control.servers import Servers
 from minivmm.errors import (
     GuestFailure,
     HostError,
@@ -49,9 +45,6 @@ from minivmm.loop import EventLoop
 from minivmm.machine import Machine, Outcome
 from minivmm.machine_spec import MachineSpec, spec_to_json
 from minivmm.tracing.file import TraceFile
-from minivmm.tracing.scene import scene_of
-from minivmm.tracing.touches import Touches
-from minivmm.tracing.wish import parse_details
 
 READY_TIMEOUT = 300.0
 """Seconds that a guest may take until it can run a command; slow hosts emulate every step."""
@@ -79,7 +72,6 @@ def boot_here(spec: MachineSpec, options: BootOptions) -> int:
 
 
 def _boot(spec: MachineSpec, options: BootOptions) -> int:
-    trace: TraceFile | None = None
     with HeldSignals() as signals, contextlib.ExitStack() as owned:
         directory = runtime.claim(spec.name or runtime.free_name())
         try:
@@ -87,12 +79,9 @@ def _boot(spec: MachineSpec, options: BootOptions) -> int:
                 spec = dataclasses.replace(spec, name=directory.name)
                 directory.spec_file.write_text(json.dumps(spec_to_json(spec)) + "\n")
                 image = resolve(spec, shell=not options.command)
-                if options.trace is not None:
-                    trace = owned.enter_context(
-                        TraceFile(options.trace, say, details=parse_details(options.trace_details))
-                    )
+                traces = [owned.enter_context(one) for one in open_traces(spec, options)]
             # asyncio cannot be interrupted while it makes its loop, or takes it down.
-            return asyncio.run(_Run(spec, options, directory, image, trace).run(signals))
+            return asyncio.run(_Run(spec, options, directory, image, traces).run(signals))
         finally:
             directory.remove()
 
@@ -106,13 +95,13 @@ class _Run:
         options: BootOptions,
         directory: runtime.MachineDir,
         image: GuestImage,
-        trace: TraceFile | None,
+        traces: list[TraceFile],
     ) -> None:
         self._spec = spec
         self._options = options
         self._directory = directory
         self._image = image
-        self._trace = trace
+        self._traces = traces
         self._signals = 0
 
     async def run(self, signals: HeldSignals) -> int:
@@ -135,7 +124,8 @@ class _Run:
                 self._spec, self._image, system, self._loop, console=self._console.print
             )
             try:
-                return await self._serve()
+                with misbehaving(self._options.scenario, self._machine):
+                    return await self._serve()
             finally:
                 self._machine.close()
                 self._report_stats()
@@ -147,50 +137,34 @@ class _Run:
     async def _serve(self) -> int:
         """Sockets up, guest running, until something ends it."""
         machine = self._machine
-        self._agent = GuestAgent(machine.board.console, machine.trace)
-        self._agent.on_ready.append(lambda: machine.stats.mark("ready"))
+        servers = Servers(machine, self._console.hub, self._loop)
+        self._agent = servers.agent
         machine.on_warning.append(lambda line: self._loop.call_soon(lambda: say(line)))
         for line in machine.board.address_map.warnings():
             say(line)
         machine.on_end.append(lambda outcome: self._loop.call_soon(lambda: self._on_end(outcome)))
-        context = Context(machine, self._agent)
-        qmp = QmpServer(context, self._loop.lock)
-        commands = ExecServer(self._agent, self._loop)
-        self._console.connect(machine, self._spec.keyboard)
-        consoles = ConsoleServer(self._console.hub, self._loop)
-        watch = GuestWatch(self._agent, machine.trace, machine.memory_devices)
-        Touches(machine.trace, machine.memory_devices, machine.later)
-        scene = scene_of(machine)
-        events = TraceServer(scene, self._loop)
-        if self._trace is not None:
-            self._trace.begin(scene, self._loop)
+        for trace in self._traces:
+            trace.begin(servers.scene, self._loop)
         viewers = contextlib.ExitStack()
         gdb: GdbServer | None = None
         try:
-            await commands.start(self._directory.exec_socket)
-            await consoles.start(self._directory.console_socket)
-            await events.start(self._directory.trace_socket)
-            await qmp.start(self._directory.qmp_socket)
+            await servers.start(self._directory)
             if self._options.qmp is not None:
-                await qmp.start(self._options.qmp)
+                await servers.qmp.start(self._options.qmp)
             if self._options.ui is not None:
                 viewers.enter_context(Viewer(self._machine.name, self._options.ui))
             if self._options.timeout is not None:
                 self._loop.call_later(self._options.timeout, self._on_timeout)
             with self._loop.lock:
                 machine.start(frozen=self._options.freeze or self._options.gdb is not None)
-            gdb = await self._open_gdb(context)
+            gdb = await self._open_gdb(servers.context)
             if self._options.command:
                 threading.Thread(target=self._run_command, name="command", daemon=True).start()
             else:
-                self._console.attach_terminal(context, machine)
+                self._console.attach_terminal(servers.context, machine)
             return await self._finished
         finally:
-            watch.close()
-            await commands.close()
-            await consoles.close()
-            await qmp.close()
-            await events.close()
+            await servers.close()
             if gdb is not None:
                 await gdb.close()
             viewers.close()

@@ -93,6 +93,13 @@ def command(name: str) -> Callable[[F], F]:
     return add
 
 
+def perform(context: Context, name: str, arguments: dict[str, Any]) -> object:
+    """Run command `name` with the machine's lock held. Raises Refused if there is none."""
+    if name not in COMMANDS:
+        raise Refused(f"The command {name} has not been found", "CommandNotFound")
+    return COMMANDS[name].run(context, arguments)
+
+
 def given(kind: Any) -> Any:
     """`kind` without its None: what an optional argument is when it is given."""
     some = [part for part in get_args(kind) if part is not NoneType]

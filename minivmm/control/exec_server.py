@@ -23,7 +23,8 @@ from minivmm.control.agent import GuestAgent
 from minivmm.control.agent_session import Callbacks, Session
 from minivmm.control.exec_request import CREDIT, ExecRequest
 from minivmm.control.listening import stop_listening
-from minivmm.errors import GuestFailure, MinivmmError, UsageError, WaitTimeout
+from minivmm.control.readiness import until_ready
+from minivmm.errors import GuestFailure, MinivmmError, UsageError
 from minivmm.frames import Decoder, Frame, FrameError, Kind
 from minivmm.loop import EventLoop
 from minivmm.vcpu import blame
@@ -162,7 +163,7 @@ class _Client:
 
     async def _open(self, request: ExecRequest) -> None:
         try:
-            await self._agent_ready(request.timeout)
+            await until_ready(self._agent, self._loop, request.timeout)
             with self._loop.lock:
                 self._session = self._agent.run(
                     request.argv,
@@ -182,28 +183,6 @@ class _Client:
             self._fail(error)
         except Exception as error:  # a bug of ours: nobody else would ever answer the client
             self._fail(GuestFailure(blame(error)))
-
-    async def _agent_ready(self, timeout: float | None) -> None:
-        """Raises WaitTimeout if the agent does not listen within `timeout` seconds."""
-        ready = asyncio.Event()
-
-        def notice() -> None:
-            self._loop.asyncio.call_soon_threadsafe(ready.set)
-
-        with self._loop.lock:
-            if self._agent.ready:
-                return
-            self._agent.on_ready.append(notice)
-        try:
-            async with asyncio.timeout(timeout):
-                await ready.wait()
-        except TimeoutError:
-            raise WaitTimeout(
-                f"the guest agent did not answer within {timeout:g} s: is the guest still booting?"
-            ) from None
-        finally:
-            with self._loop.lock:
-                self._agent.on_ready.remove(notice)
 
     # -- to the client -----------------------------------------------------------------------------
 

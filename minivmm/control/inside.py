@@ -24,21 +24,26 @@ MOST = 64 * 1024
 """Bytes that are taken; the script tells less than 1 KiB of a device."""
 
 
-def look_inside(path: Path, devices: Sequence[Mapping[str, Any]], seconds: float) -> str:
-    """What guest/inside.sh says of `devices` (of x-minivmm-why's answer), by exec socket `path`.
-
-    If it fails, one line that says why; cut off after `seconds`, or if it says too much.
-    """
+def inside_command(devices: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The command that tells, in the guest, of `devices` (of x-minivmm-why's answer)."""
     words = [
         str(device[key])
         for device in devices
         for key in ("id", "pci-address", "memaddr", "max-size")
     ]
     script = (Path(minivmm.guest.__file__).parent / "inside.sh").read_text()
+    return ["sh", "-c", script, "inside", *words]
+
+
+def look_inside(path: Path, devices: Sequence[Mapping[str, Any]], seconds: float) -> str:
+    """What guest/inside.sh says of `devices` (of x-minivmm-why's answer), by exec socket `path`.
+
+    If it fails, one line that says why; cut off after `seconds`, or if it says too much.
+    """
     reading, writing = os.pipe()
     # A thread, since the command may never end; once nobody reads, its next output ends it.
     threading.Thread(
-        target=_run, args=(path, ["sh", "-c", script, "inside", *words], writing), daemon=True
+        target=_run, args=(path, inside_command(devices), writing), daemon=True
     ).start()
     try:
         return _read(reading, time.monotonic() + seconds).decode(errors="replace")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-from minivmm import __version__
 from minivmm.control.commands import Nothing, command
 from minivmm.control.face import Context
 from minivmm.control.qom import cpu_path
 from minivmm.control.tree import walk
 from minivmm.errors import Refused
+from minivmm.version import __version__
 
 
 class QemuVersion(TypedDict):

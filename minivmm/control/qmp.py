@@ -29,7 +29,7 @@ from minivmm.control import (  # noqa: F401 - they add their commands
     virtio_element,
 )
 from minivmm.control.clients import Clients
-from minivmm.control.commands import COMMANDS
+from minivmm.control.commands import perform
 from minivmm.control.events import Throttle
 from minivmm.control.face import Context
 from minivmm.control.lexer import Lexer, ParseError
@@ -148,10 +148,8 @@ class Session:
             raise Refused(
                 "Capabilities negotiation is already complete, command ignored", "CommandNotFound"
             )
-        if name not in COMMANDS:
-            raise Refused(f"The command {name} has not been found", "CommandNotFound")
         with self._lock:
-            result = COMMANDS[name].run(self._context, arguments)
+            result = perform(self._context, name, arguments)
         self._negotiated = True
         return result
 

@@ -24,6 +24,7 @@ import threading
 from collections.abc import Sequence
 from ctypes import byref
 from mmap import mmap
+from types import FrameType
 
 from minivmm.errors import HostError
 from minivmm.kvm import abi
@@ -50,14 +51,19 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.tgkill.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int]
 
 
+def _on_kick(_number: int, _frame: FrameType | None) -> None:
+    """That the signal came is all."""
+
+
 def install_kick_handler() -> None:
-    """Let KICK_SIGNAL interrupt KVM_RUN and do nothing else; call it in the main thread, once.
+    """Let KICK_SIGNAL interrupt KVM_RUN and do nothing else; call it in the main thread first.
 
     Without it a kick would end the process. Python runs the handler in the main thread, later and
     to no effect; its C part is what interrupts the system call, as signal.signal() sets no
-    SA_RESTART. Raises ValueError in any other thread.
+    SA_RESTART. Raises ValueError in any other thread, unless it was done before.
     """
-    signal.signal(KICK_SIGNAL, lambda _number, _frame: None)
+    if signal.getsignal(KICK_SIGNAL) is not _on_kick:
+        signal.signal(KICK_SIGNAL, _on_kick)
 
 
 def ignore_kicks_in_this_thread() -> None:

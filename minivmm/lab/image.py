@@ -9,7 +9,6 @@ import shlex
 import sys
 from pathlib import Path
 
-import minivmm
 from minivmm.errors import ImageError
 from minivmm.guest.busybox import find_busybox
 from minivmm.guest.initramfs import Archive
@@ -71,5 +70,5 @@ def _add_modules(archive: Archive, release: str, modules: Path | None) -> None:
 
 def _settings() -> bytes:
     """What init.sh has to know of the host, as shell assignments."""
-    source = Path(minivmm.__file__).resolve().parent.parent
+    source = Path(__file__).resolve().parents[2]
     return f"PYTHON={shlex.quote(sys.executable)}\nSOURCE={shlex.quote(str(source))}\n".encode()

@@ -15,6 +15,7 @@ from minivmm.testing.fuzz_guest import FuzzGuest
 from minivmm.testing.fuzz_steps import Step
 from minivmm.testing.fuzz_talk import recover
 from minivmm.testing.fuzz_world import Setup, World
+from minivmm.testing.shrinking import fewer
 
 _HOST = frozenset(
     ("resize", "refuse", "work", "pass_time", "loop", "access", "wish", "follow", "restart")
@@ -112,19 +113,7 @@ def shrink(case: Case, finding: Finding, look: Callable[[Case], Finding | None] 
 
 
 def _fewer_steps(case: Case, same: Callable[[Case], bool]) -> Case:
-    """Halves, quarters, ... single steps are taken out, from the end on."""
-    size = max(1, len(case.steps) // 2)
-    while True:
-        end = len(case.steps)
-        while end > 0:
-            start = max(0, end - size)
-            candidate = replace(case, steps=case.steps[:start] + case.steps[end:])
-            if same(candidate):
-                case = candidate
-            end = start
-        if size == 1:
-            return case
-        size = max(1, size // 2)
+    return replace(case, steps=fewer(case.steps, lambda kept: same(replace(case, steps=kept))))
 
 
 def _simpler(case: Case) -> Iterator[Case]:

@@ -23,23 +23,31 @@ BATCH = 256
 
 
 class TraceFile(Closing):
-    """Opens `path` at once (it may be a pipe), and begins with `begin`. Raises HostError.
+    """What of the trace matches `patterns` (all, without any). `option` is where `path` is from.
+
+    Opens `path` at once (it may be a pipe), and begins with `begin`. Raises HostError.
 
     `say` is called with a line for the user if the disk is full, once, and with one at the end.
     """
 
     def __init__(
-        self, path: Path, say: Callable[[str], None], *, details: tuple[Detail, ...] = Wish.details
+        self,
+        path: Path,
+        say: Callable[[str], None],
+        *,
+        details: tuple[Detail, ...] = Wish.details,
+        patterns: tuple[str, ...] = (),
+        option: str = "--trace",
     ) -> None:
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise HostError(
-                f"cannot write {path}: {error.strerror}: name another file with --trace"
+                f"cannot write {path}: {error.strerror}: name another file with {option}"
             ) from None
         self._path = path
         self._say = say
-        self._wish = Wish(details)
+        self._wish = Wish(details, patterns)
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._size = 0

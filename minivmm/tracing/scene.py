@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
-from minivmm import __version__
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.machine import Machine
 from minivmm.machine_spec import spec_to_json
 from minivmm.trace import Trace
 from minivmm.tracing import SCHEMA
 from minivmm.tracing.wish import Wish
+from minivmm.version import __version__
 from minivmm.virtio.device import VirtioDevice
 
 MOST_RANGES = 4096

@@ -100,7 +100,8 @@ def _chain(event: Event) -> str:
 def _answer(event: Event) -> str:
     why = f" ({event['why']})" if "why" in event else ""
     state = f"; {_progress(event['state'])}" if "state" in event else ""
-    return f"{asked(event)}: {event['answer']}{why}{state}"
+    found = f" {event['found']}" if "found" in event else ""
+    return f"{asked(event)}: {event['answer']}{found}{why}{state}"
 
 
 def _used(event: Event) -> str:

@@ -107,6 +107,10 @@ class VirtioDevice(ABC):
         """Current configuration space, exactly traits.config_size bytes."""
         return b""
 
+    def read_config(self, offset: int, size: int) -> bytes:
+        """The driver reads `size` bytes at `offset` of it; fewer behind its end."""
+        return self.config_space()[offset : offset + size]
+
     def write_config(self, offset: int, data: bytes) -> None:  # noqa: B027 - most ignore writes
         """The driver wrote `data` at `offset` of the configuration space."""
 

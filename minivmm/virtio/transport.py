@@ -192,8 +192,11 @@ class Transport:
         """`size` bytes at `offset` of the configuration space; zeroes behind its end."""
         data = b""
         with self._guarded("config_space"):
-            data = self.device.config_space()
-        return int.from_bytes(data[offset : offset + size], "little")
+            data = self.device.read_config(offset, size)
+        value = int.from_bytes(data, "little")
+        if self._tap is not None:
+            self._tap.tell("config-read", offset=offset, size=size, value=f"{value:#x}")
+        return value
 
     def write_config(self, offset: int, size: int, value: int) -> None:
         """The driver's write, if it lies inside the configuration space."""

@@ -1,8 +1,9 @@
-"""The wheel in a fresh environment boots a guest in the lab, far from the sources."""
+"""The wheel in a fresh environment boots guests in the lab, far from the sources."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def release() -> str:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment with nothing but the wheel and what it depends on."""
+    """A virtual environment with nothing but the wheel, what it depends on, and pytest."""
     path = tmp_path_factory.mktemp("wheel")
     for source in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / source, path / source)
@@ -58,7 +59,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(sys.executable, "-m", "build", "--wheel", "--outdir", path, *isolation(), cwd=path)
     (wheel,) = path.glob("minivmm-*.whl")
     venv.create(path / "venv", with_pip=True)
-    run(path / "venv/bin/pip", "install", "-q", wheel, cwd=path)
+    run(path / "venv/bin/pip", "install", "-q", wheel, "pytest>=9", cwd=path)
     return path / "venv"
 
 
@@ -70,3 +71,18 @@ def test_installed_wheel_boots_a_guest(environment: Path, release: str, tmp_path
     output = run(environment / "bin/minivmm", *words, cwd=tmp_path)
 
     assert output == f"{release}\n"
+
+
+def test_first_test_of_the_document_passes_as_printed(
+    environment: Path, release: str, tmp_path: Path
+) -> None:
+    text = (ROOT / "docs/testing-drivers.md").read_text()
+    found = re.search(r"<!-- first test -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert found
+    (tmp_path / "test_memory.py").write_text(found[1])
+    words = ["--minivmm-lab", f"--minivmm-kernel={release}", "-v", "test_memory.py"]
+
+    output = run(environment / "bin/pytest", *words, cwd=tmp_path)
+
+    assert f"test_memory_comes_and_goes[{release}] PASSED" in output
+    assert "1 passed" in output

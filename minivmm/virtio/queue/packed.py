@@ -72,7 +72,7 @@ class PackedQueue(RingQueue):
 
     def _is_available(self) -> bool:
         """The flags are loaded before anything else of that descriptor (PKD-D-3)."""
-        at = self._layout.descriptors + DESCRIPTOR.size * self._next_avail + _FLAGS_OFFSET
+        at = self.layout.descriptors + DESCRIPTOR.size * self._next_avail + _FLAGS_OFFSET
         flags: int = self._view(at, 2).cast("H")[0]
         return flags & _BOTH == self._avail_lap
 
@@ -81,7 +81,7 @@ class PackedQueue(RingQueue):
         self._device_event()[0] = self._next_avail | wrap
 
     def _take(self) -> BufferChain:
-        ring = self._view(self._layout.descriptors, self._ring_size)
+        ring = self._view(self.layout.descriptors, self._ring_size)
         at, lap, free = self._next_avail, self._avail_lap, self.size - self._in_flight
         chain = BufferChain(self, at)
         slots = 0
@@ -120,7 +120,7 @@ class PackedQueue(RingQueue):
         """Write a used descriptor for each chain, in order of completion, its flags last."""
         if not self._done:
             return False
-        ring = self._view(self._layout.descriptors, self._ring_size)
+        ring = self._view(self.layout.descriptors, self._ring_size)
         words = ring.cast("H")
         self._shown = 0
         for chain in self._done:
@@ -143,7 +143,7 @@ class PackedQueue(RingQueue):
 
     def _interrupt_wanted(self) -> bool:
         """Position and flags of the driver's event structure are loaded as one (C.5)."""
-        event = self._view(self._layout.driver, virtio.EventSuppression.SIZE).cast("I")[0]
+        event = self._view(self.layout.driver, virtio.EventSuppression.SIZE).cast("I")[0]
         flags = event >> 16 & virtio.EVENT_FLAGS_MASK
         if flags == _DISABLE:
             return False
@@ -155,4 +155,4 @@ class PackedQueue(RingQueue):
         return self._passed(position, self._next_used, self._next_used - self._shown)
 
     def _device_event(self) -> memoryview:
-        return self._view(self._layout.device, virtio.EventSuppression.SIZE).cast("H")
+        return self._view(self.layout.device, virtio.EventSuppression.SIZE).cast("H")

@@ -43,7 +43,7 @@ class RingQueue(ABC):
         self.memory = memory
         self.closed = False
         self.interrupted = False
-        self._layout = layout
+        self.layout = layout
         self._indirect = bool(features & Feature.INDIRECT_DESC.mask)
         self._event_idx = bool(features & Feature.EVENT_IDX.mask)
         self._order: deque[BufferChain] | None = None
@@ -103,9 +103,9 @@ class RingQueue(ABC):
         """Where the rings are."""
         return {
             "size": self.size,
-            "descriptors": f"{self._layout.descriptors:#x}",
-            "driver": f"{self._layout.driver:#x}",
-            "device": f"{self._layout.device:#x}",
+            "descriptors": f"{self.layout.descriptors:#x}",
+            "driver": f"{self.layout.driver:#x}",
+            "device": f"{self.layout.device:#x}",
             "in-flight": self._in_flight,
             "signalled": self._decided_once,
         }

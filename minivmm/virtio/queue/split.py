@@ -76,7 +76,7 @@ class SplitQueue(RingQueue):
 
     def _walk(self, chain: BufferChain) -> BufferChain:
         """Add what the descriptors from `chain.head` on, and a table at their end, describe."""
-        table = self._view(self._layout.descriptors, self._table_size)
+        table = self._view(self.layout.descriptors, self._table_size)
         entries, index, steps = self.size, chain.head, 0
         inside = False
         while True:
@@ -121,7 +121,7 @@ class SplitQueue(RingQueue):
         return self._passed(avail[_EVENT], self._published, self._shown)
 
     def _avail(self) -> memoryview:
-        return self._view(self._layout.driver, self._avail_size).cast("H")
+        return self._view(self.layout.driver, self._avail_size).cast("H")
 
     def _used(self) -> memoryview:
-        return self._view(self._layout.device, self._used_size)
+        return self._view(self.layout.device, self._used_size)

@@ -222,7 +222,9 @@ def test_the_command_is_what_follows_the_dashes() -> None:
     assert boot.options_from(args).command == ("ls", "-m", "--", "x")
 
 
-def test_the_lab_gets_a_command_line_with_the_same_meaning() -> None:
+def test_the_lab_gets_a_command_line_with_the_same_meaning(tmp_path: Path) -> None:
+    scenario = tmp_path / "rules.json"
+    scenario.write_text('{"rules": [{"silence": true}]}')
     asked = spec(
         *("-m", "1G", "-p", "4", "-k", "6.12", "-a", "-x y", "-n", "box", *NUMA),
         *("--phys-bits", "40"),
@@ -235,6 +237,8 @@ def test_the_lab_gets_a_command_line_with_the_same_meaning() -> None:
         quiet=True,
         trace=Path("/somewhere/t.jsonl"),
         trace_details="requests,memory",
+        record=Path("/somewhere/r.jsonl"),
+        scenario=scenario,
     )
 
     words = boot_arguments(asked, options)
@@ -244,6 +248,16 @@ def test_the_lab_gets_a_command_line_with_the_same_meaning() -> None:
     args.command = words[len(own) :]
     assert boot.spec_from(args) == asked
     assert boot.options_from(args) == options
+
+
+def test_a_scenario_is_read_before_anything_boots(tmp_path: Path) -> None:
+    bad = tmp_path / "rules.toml"
+    bad.write_text("[[rules]]\nanswer = \n")
+
+    with pytest.raises(UsageError, match=r"rules\.toml:2: this is no TOML"):
+        boot.options_from(parse("--scenario", str(bad)))
+    with pytest.raises(UsageError, match="cannot be read"):
+        boot.options_from(parse("--scenario", str(tmp_path / "none")))
 
 
 def test_gdb_and_freeze() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from minivmm import board
 from minivmm.accel import Accel
-from minivmm.cli import boot_console, boot_gdb
+from minivmm.cli import boot_console, boot_gdb, main
 from minivmm.cli import run as run_module
 from minivmm.cli.boot import BootOptions
 from minivmm.cli.run import boot_here
@@ -391,6 +391,40 @@ def test_a_trace_file_that_cannot_be_written_is_refused_before_booting(
         boot_here(SPEC, BootOptions(trace=tmp_path / "missing" / "t.jsonl"))
 
     assert failure.value.boot_status == 125
+
+
+def test_rules_of_a_scenario_that_never_acted_are_told_at_the_end(
+    boot: Boot, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scenario = tmp_path / "rules.json"
+    scenario.write_text('{"rules": [\n {"type": "PLUG", "answer": "BUSY"}]}')
+
+    assert boot(print_and_power_off, scenario=scenario) == 0
+
+    (line,) = capfd.readouterr().err.splitlines()
+    told = "the rule never acted: PLUG: answer BUSY: nothing of that came"
+    assert line == f"minivmm: {scenario}:2: {told}"
+
+
+def test_a_scenario_for_a_device_that_is_not_there_ends_the_boot(
+    boot: Boot, tmp_path: Path
+) -> None:
+    scenario = tmp_path / "rules.json"
+    scenario.write_text('{"rules": [\n {"silence": true,\n "device": "vmem7"}]}')
+
+    with pytest.raises(UsageError, match=r"rules\.json:3: .*vmem7"):
+        boot(print_and_power_off, scenario=scenario)
+
+
+def test_a_record_is_a_trace_that_can_be_replayed(boot: Boot, tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+
+    assert boot(print_and_power_off, record=path) == 0
+
+    header, *events = map(json.loads, path.read_text().splitlines())
+    assert header["filter"]
+    assert {event["source"] for event in events} <= {"vmem0", "machine"}
+    assert main.run(["replay", str(path)]) == 0
 
 
 def test_a_running_machine_can_be_followed(boot: Boot, runtime_root: Path) -> None:
