@@ -23,8 +23,10 @@ QUIET = 6.0
 """Seconds without a change after which nothing more is expected; far less than Linux' 50 s."""
 PATIENCE = 60.0
 
-LOCKUP = 60.0
+LOCKUP = 30.0
 """Seconds until Linux complains of a CPU that is stuck, with a reserve."""
+IMPATIENT = "watchdog_thresh=4"
+"""Has it complain after 8 s instead of 20."""
 FATAL = re.compile(r"divide error|BUG: soft lockup|BUG: unable to handle|Kernel panic")
 
 Rule = dict[str, Any]
@@ -173,7 +175,7 @@ class Run:
         ]
         scenario.write_text(json.dumps({"rules": rules}, indent=1))
         options = ["-k", kernel, "-m", "768M", "--scenario", str(scenario)]
-        options += ["-a", "loglevel=6"]
+        options += ["-a", "loglevel=6", "-a", IMPATIENT]
         for number, identifier in enumerate(self._ids.values()):
             place = f"memaddr={self._address(number):#x}"
             options += ["--device", f"virtio-mem-pci,id={identifier},size={SIZE},{place}"]
