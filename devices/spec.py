@@ -23,8 +23,8 @@ def qom_path(identifier: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceSpec(VirtioOptions):
-    """Base of the device specs; raises UsageError when constructed from nonsense.
+class DeviceSpec:
+    """Base of all device specs; raises UsageError when constructed from nonsense.
 
     Each has an option `id` with a default of `prefix` and a number.
     """
@@ -37,8 +37,6 @@ class DeviceSpec(VirtioOptions):
     """Linux modules that drive it, beside those that every guest loads."""
     built_in: ClassVar[bool] = False
     """Every machine has it; a spec only sets its switches."""
-    longest: ClassVar[int] = 1
-    """Descriptors of the longest chain that a driver cannot do without, outside a table."""
 
     id: str
 
@@ -48,20 +46,16 @@ class DeviceSpec(VirtioOptions):
                 f"device id {self.id!r} is not usable: letters, digits, '.', '_' and '-', starting"
                 f" with a letter, and not {CONSOLE_ID}, which is the machine's own"
             )
-        try:
-            super().__post_init__()
-        except UsageError as error:
-            self.refuse(str(error))
-        if self.queue_size and self.queue_size < self.longest and not self.indirect_desc:
-            self.refuse(
-                f"queue-size {self.queue_size} holds no request, which takes {self.longest}"
-                " descriptors: use a larger one, or indirect_desc=on"
-            )
 
     @property
     def summary(self) -> str:
         """What it is, in a word or two."""
         return self.prefix
+
+    @property
+    def guest_modules(self) -> tuple[str, ...]:
+        """Linux modules that the guest loads for it at its start."""
+        return self.modules
 
     def with_full_paths(self) -> Self:
         """The same whatever the working directory is."""
@@ -77,3 +71,23 @@ class DeviceSpec(VirtioOptions):
     def refuse(self, why: str) -> None:
         """Raises UsageError for this device."""
         raise UsageError(f"{self.id}: {why}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VirtioDeviceSpec(DeviceSpec, VirtioOptions):
+    """Base of the specs of virtio devices: they have its switches."""
+
+    longest: ClassVar[int] = 1
+    """Descriptors of the longest chain that a driver cannot do without, outside a table."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            VirtioOptions.__post_init__(self)
+        except UsageError as error:
+            self.refuse(str(error))
+        if self.queue_size and self.queue_size < self.longest and not self.indirect_desc:
+            self.refuse(
+                f"queue-size {self.queue_size} holds no request, which takes {self.longest}"
+                " descriptors: use a larger one, or indirect_desc=on"
+            )

@@ -15,6 +15,8 @@ from minivmm.bus import Bus, Doorbells
 from minivmm.devices.power import KeyboardPort, PowerPorts
 from minivmm.devices.serial import Serial
 from minivmm.devices.spec import DeviceSpec
+from minivmm.devices.vfio_pci.function import VfioPciFunction
+from minivmm.devices.vfio_pci.spec import VfioPciSpec
 from minivmm.devices.virtio_balloon.device import VirtioBalloon
 from minivmm.devices.virtio_balloon.spec import VirtioBalloonSpec
 from minivmm.devices.virtio_blk.device import VirtioBlk
@@ -33,6 +35,7 @@ from minivmm.machine_spec import MachineSpec
 from minivmm.memory.guest import GuestMemory
 from minivmm.memory.layout import AddressMap, RegionRequest, plan
 from minivmm.memory.region import Region
+from minivmm.passthrough import Passthrough
 from minivmm.pci.host import PciHost
 from minivmm.spec import platform
 from minivmm.spec.x86 import CpuState
@@ -70,6 +73,7 @@ class Board:
         defer: Defer,
         trace: Trace,
         console: Callable[[bytes], None],
+        passthrough: Passthrough | None = None,
     ) -> None:
         self.address_map = address_map
         self._cpus = spec.cpus
@@ -87,6 +91,7 @@ class Board:
 
         self.pci = PciHost(self.mmio, self.pio, address_map, interrupts)
         self.functions: list[VirtioPciFunction] = []
+        self.passed_on: list[VfioPciFunction] = []
         self.console = VirtioConsole(spec.console_device)
         self.terminal = Terminal(self.console.ports[CONSOLE_PORT])
         self.memory_devices: dict[str, VirtioMem] = {}
@@ -109,9 +114,12 @@ class Board:
                 self.memory.add(window.base, Region(window.size), name=name)
             plug_in(self.console)
             for device in spec.devices:
-                if not device.built_in:
+                if isinstance(device, VfioPciSpec):
+                    assert passthrough is not None
+                    self._pass_on(passthrough.build(device, trace))
+                elif not device.built_in:
                     plug_in(self._build(device))
-            self.pci.assign_bars()
+            self._assign_bars()
         except BaseException:
             self.close()
             raise
@@ -155,15 +163,15 @@ class Board:
 
     def system_reset(self) -> None:
         """Everything as at power-on: devices reset, all blocks unplugged, RAM empty."""
+        for passed_on in self.passed_on:
+            passed_on.quiet()  # before the memory goes that it may write to
         for function in self.functions:
             function.system_reset()
         self.pci.reset()
         self.pci.assign_bars()
         self.serial.reset()
         self.power.reset()
-        for slot in self.memory.slots:
-            if slot.occupancy is None:
-                slot.region.discard(0, slot.region.size)
+        self.memory.clear_ram()
 
     def inspect(self) -> dict[str, object]:
         """The live tree of the board, as plain data."""
@@ -177,10 +185,27 @@ class Board:
         }
 
     def close(self) -> None:
-        """Give files and the guest's memory back to the host."""
+        """Give devices, files and the guest's memory back to the host."""
+        for passed_on in self.passed_on:
+            passed_on.close()
         for function in self.functions:
             function.device.close()
         self.memory.close()
+
+    def _pass_on(self, function: VfioPciFunction) -> None:
+        """Plug in a device of the host."""
+        self.passed_on.append(function)
+        self.pci.add(function)
+        function.start()
+
+    def _assign_bars(self) -> None:
+        """Raises HostError if devices of the host want more room than there is."""
+        try:
+            self.pci.assign_bars()
+        except ValueError as error:
+            raise HostError(
+                f"{error}: pass on fewer devices of that size, or set theirs in the host's firmware"
+            ) from error
 
     def _build(self, spec: DeviceSpec) -> VirtioDevice:
         """The device that `spec` describes. Raises HostError for what this host does not have."""

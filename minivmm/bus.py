@@ -37,6 +37,16 @@ class Doorbells(Protocol):
         """Call `ring` (lock held) for writes of `length` bytes at `gpa`; returns the unbinder."""
 
 
+class Windows(Protocol):
+    """Shows guests memory of devices, so that accesses to it need no exit."""
+
+    def show(self, gpa: int, size: int, hva: int) -> Callable[[], None]:
+        """Let the guest reach [`hva`, `hva` + `size`) at `gpa`, whole pages; returns the undoer.
+
+        Raises HostError if the host cannot.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Mapping:
     """A device at [`base`, `base` + `size`) (bytes or ports)."""

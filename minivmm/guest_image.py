@@ -9,6 +9,7 @@ from minivmm.errors import ImageError
 from minivmm.guest.build import build_initramfs
 from minivmm.guest.files import read_image
 from minivmm.guest.kernels import find, newest
+from minivmm.guest.modules import ModuleTree
 from minivmm.machine_spec import MachineSpec
 
 DEFAULT_OPTIONS = ("console=ttyS0", "quiet", "panic=-1", "8250.nr_uarts=1", "pci=noearly")
@@ -40,8 +41,9 @@ def resolve(spec: MachineSpec, *, shell: bool) -> GuestImage:
             f"modules directory {modules} does not exist: give --modules a directory that is laid"
             " out like /lib/modules/RELEASE"
         )
+    _check_named_modules(spec, modules)
     if spec.initrd is None:
-        drivers = {name for device in spec.devices for name in device.modules}
+        drivers = {name for device in spec.devices for name in device.guest_modules}
         initrd = build_initramfs(kernel.release, modules, sorted(drivers))
     else:
         initrd = read_image(Path(spec.initrd), "initrd")
@@ -53,3 +55,15 @@ def resolve(spec: MachineSpec, *, shell: bool) -> GuestImage:
         cmdline=" ".join([*words, *spec.append]),
         initrd=initrd,
     )
+
+
+def _check_named_modules(spec: MachineSpec, modules: Path | None) -> None:
+    """Raises ImageError if the guest's kernel lacks a module that the user named."""
+    named = [name for device in spec.passed_on for name in device.guest_modules]
+    if named and modules is not None:
+        _, missing = ModuleTree(modules).load_order(named)
+        if missing:
+            raise ImageError(
+                f"guest-module {missing[0]}: the guest's kernel has no such module in {modules}:"
+                " leave it out, or give a kernel that has it (-k, --modules)"
+            )

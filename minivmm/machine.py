@@ -21,6 +21,7 @@ from minivmm.debugger import Debugger
 from minivmm.device_events import report_changes
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.devices.virtio_mem.view import View, observe
+from minivmm.dma_start import follow_memory
 from minivmm.doorbells import KvmDoorbells
 from minivmm.exit_tap import tell_exits
 from minivmm.guest_image import GuestImage
@@ -29,8 +30,9 @@ from minivmm.kvm.abi import Cap
 from minivmm.kvm.hypervisor import Hypervisor
 from minivmm.loop import EventLoop
 from minivmm.machine_spec import MachineSpec
-from minivmm.memslots import Memslots
+from minivmm.memslots import memslots_for
 from minivmm.outcome import Outcome as Outcome
+from minivmm.passthrough import Surroundings, open_devices
 from minivmm.protection import Measures, Protection
 from minivmm.stats import Stats
 from minivmm.trace import Trace
@@ -86,6 +88,10 @@ class Machine:
         owned.callback(interrupts.close)
         doorbells = KvmDoorbells(self._vm, self.loop)
         owned.callback(doorbells.close)
+        limit = system.check(Cap.NR_MEMSLOTS)
+        self._memslots = memslots_for(self._vm, limit, self.spec.memory_devices)
+        around = Surroundings(self._vm, interrupts, self._memslots, self.loop, self._warn_soon)
+        passthrough = open_devices(self.spec.passed_on, around, owned)
         self.board = Board(
             self.spec,
             address_map,
@@ -94,18 +100,15 @@ class Machine:
             defer=self._soon,
             trace=self.trace,
             console=self._on_console,
+            passthrough=passthrough,
         )
         owned.callback(self.board.close)
         self.functions, self.numa = self.board.pci.functions, self.board.numa
         self.balloon = self.board.balloon
         self.board.terminal.on_output = self._console
-        self._memslots = Memslots(
-            self._vm,
-            system.check(Cap.NR_MEMSLOTS),
-            sparse=sum(device.size for device in self.spec.memory_devices),
-            block=max((device.block_size for device in self.spec.memory_devices), default=0),
-        )
         self.board.memory.subscribe(self._memslots)
+        container = passthrough.container if passthrough else None
+        self._dma = follow_memory(self.board, container, self._warn_soon)
         background = Background(self.loop, self._soon)
         owned.callback(background.close)
         self.later = background.later
@@ -230,6 +233,7 @@ class Machine:
             "state": self.state,
             "vcpus": self._group.inspect(),
             "memslots": self._memslots.inspect(),
+            "dma": self._dma.inspect() if self._dma else None,
             "board": self.board.inspect(),
             "events": [str(event) for event in self.trace.recent()],
         }
@@ -274,6 +278,9 @@ class Machine:
     def _warn(self, line: str) -> None:
         for listener in self.on_warning:
             listener(line)
+
+    def _warn_soon(self, line: str) -> None:
+        self._soon(lambda: self._warn(line))
 
     def _on_console(self, data: bytes) -> None:
         self._watch.feed(data)

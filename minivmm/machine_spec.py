@@ -12,6 +12,7 @@ from typing import Any
 from minivmm.boot.nodes import Topology
 from minivmm.boot.numa import NumaEntry, numa_from_json, numa_to_json, resolve
 from minivmm.devices.spec import DeviceSpec
+from minivmm.devices.vfio_pci.spec import VfioPciSpec, check_together
 from minivmm.devices.virtio_balloon.spec import VirtioBalloonSpec
 from minivmm.devices.virtio_blk.spec import VirtioBlkSpec
 from minivmm.devices.virtio_console.spec import VirtioConsoleSpec
@@ -36,6 +37,7 @@ DEVICE_TYPES: dict[str, type[DeviceSpec]] = {
     "virtio-balloon-pci": VirtioBalloonSpec,
     "virtio-blk-pci": VirtioBlkSpec,
     "virtio-rng-pci": VirtioRngSpec,
+    "vfio-pci": VfioPciSpec,
     "virtio-serial-pci": VirtioConsoleSpec,
 }
 """Command-line name -> the spec it is parsed into. The last one is in every machine anyway."""
@@ -95,6 +97,9 @@ class MachineSpec:
             raise UsageError(
                 f"{' and '.join(balloons)} are balloons: give a machine one virtio-balloon-pci"
             )
+        check_together(self.passed_on)
+        if self.passed_on:
+            self._check_companions(self.passed_on[0].id)
         self.topology()  # complains
 
     @property
@@ -112,6 +117,25 @@ class MachineSpec:
     def memory_devices(self) -> tuple[VirtioMemSpec, ...]:
         """Its virtio-mem devices."""
         return tuple(one for one in self.devices if isinstance(one, VirtioMemSpec))
+
+    @property
+    def passed_on(self) -> tuple[VfioPciSpec, ...]:
+        """Devices of the host."""
+        return tuple(one for one in self.devices if isinstance(one, VfioPciSpec))
+
+    def _check_companions(self, passed_on: str) -> None:
+        """Raises UsageError for devices that do not go with DMA into guest memory."""
+        for device in self.devices:
+            if isinstance(device, VirtioBalloonSpec):
+                raise UsageError(
+                    f"{device.id} gives pages back to the host that {passed_on} may still use, as"
+                    " passthrough pins them: leave out the balloon, virtio-mem-pci does its work"
+                )
+            if isinstance(device, VirtioMemSpec) and device.prealloc is False:
+                raise UsageError(
+                    f"{device.id}: prealloc=off cannot be kept with {passed_on}, as passthrough"
+                    " pins what is plugged: leave out prealloc=, or use prealloc=on"
+                )
 
     def topology(self) -> Topology:
         """Its NUMA nodes. Raises UsageError for a `numa` that does not fit the rest."""

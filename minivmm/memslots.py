@@ -12,10 +12,11 @@ something in it is plugged. An access outside of all memslots exits as MMIO, hen
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from typing import Protocol
 
 from minivmm.errors import HostError
 from minivmm.kvm.hypervisor import HypervisorVm
@@ -152,6 +153,16 @@ class Memslots:
 
     # ------------------------------------------------------------------------------------------
 
+    def show(self, gpa: int, size: int, hva: int) -> Callable[[], None]:
+        """bus.Windows: a memslot for memory of a device. Raises HostError."""
+        number = self._take(gpa, size, hva, "device memory")
+
+        def hide() -> None:
+            self._vm.set_memory_region(number, gpa, 0, hva)
+            heappush(self._free, number)
+
+        return hide
+
     def narrow(self, names: Container[str]) -> bool:
         """Cut the memslots of the named regions down to exactly what is plugged in them.
 
@@ -239,16 +250,38 @@ class Memslots:
         heappush(self._free, piece.number)
 
     def _create(self, slot: Slot, offset: int, length: int) -> int:
+        return self._take(slot.gpa + offset, length, slot.region.hva + offset, slot.name)
+
+    def _take(self, gpa: int, length: int, hva: int, name: str) -> int:
         """Set a memslot; returns its number. Raises HostError if KVM refuses or has no more."""
         number = self._free[0] if self._free else self._next
         if number >= self._limit:
             raise HostError(
-                f"{slot.name}: no memslot is left for {format_size(length)} at"
-                f" {slot.gpa + offset:#x} (KVM has {self._limit}): use fewer or larger blocks"
+                f"{name}: no memslot is left for {format_size(length)} at"
+                f" {gpa:#x} (KVM has {self._limit}): use fewer or larger blocks"
             )
-        self._vm.set_memory_region(number, slot.gpa + offset, length, slot.region.hva + offset)
+        self._vm.set_memory_region(number, gpa, length, hva)
         if self._free:
             heappop(self._free)
         else:
             self._next += 1
         return number
+
+
+class SparseSpec(Protocol):
+    """A sparse region that is to be."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the region."""
+
+    @property
+    def block_size(self) -> int:
+        """Bytes of a block."""
+
+
+def memslots_for(vm: HypervisorVm, limit: int, regions: Sequence[SparseSpec]) -> Memslots:
+    """Memslots for a machine that will have these sparse regions, besides RAM."""
+    sparse = sum(region.size for region in regions)
+    block = max((region.block_size for region in regions), default=0)
+    return Memslots(vm, limit, sparse=sparse, block=block)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from minivmm.devices.spec import DeviceSpec
+from minivmm.devices.spec import VirtioDeviceSpec
 from minivmm.options import number_option, option, switch_option
 
 MOST_SECONDS = 0xFFFF_FFFF
@@ -13,7 +13,7 @@ MOST_SECONDS = 0xFFFF_FFFF
 
 
 @dataclass(frozen=True, kw_only=True)
-class VirtioBalloonSpec(DeviceSpec):
+class VirtioBalloonSpec(VirtioDeviceSpec):
     """A virtio-balloon device. Raises UsageError when constructed from nonsense.
 
     Free page hinting is not offered: it is for live migration, and we have none.

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from minivmm.devices.spec import DeviceSpec
+from minivmm.devices.spec import VirtioDeviceSpec
 from minivmm.devices.virtio_blk.disk import Disk
 from minivmm.options import choice_option, option, switch_option
 from minivmm.spec.virtio_blk import ID_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)
-class VirtioBlkSpec(DeviceSpec):
+class VirtioBlkSpec(VirtioDeviceSpec):
     """A virtio-blk device. Raises UsageError when constructed from nonsense."""
 
     prefix: ClassVar[str] = "disk"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from minivmm.devices.spec import CONSOLE_ID, DeviceSpec
+from minivmm.devices.spec import CONSOLE_ID, VirtioDeviceSpec
 from minivmm.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
-class VirtioConsoleSpec(DeviceSpec):
+class VirtioConsoleSpec(VirtioDeviceSpec):
     """The virtio-console of a machine, with or without the user's saying so.
 
     Raises UsageError when constructed from nonsense.

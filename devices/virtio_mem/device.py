@@ -162,7 +162,7 @@ class VirtioMem(VirtioDevice):
             ],
             "answers": self.ledger.counts(),
             "backing": spec.backing,
-            "prealloc": spec.populates,
+            "prealloc": self.host_side.populates,
             "protect": spec.protect,
             "short-of": self.shortage.short_of,
             "intrusions": self.intruders.inspect(),

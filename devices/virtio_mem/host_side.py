@@ -1,7 +1,7 @@
 """What plugging and unplugging mean for host memory and for those who share guest memory.
 
-    plug:    allow access -> populate (if asked) -> show to listeners (memslots, DMA mappings)
-    unplug:  hide from listeners -> forbid access -> discard
+    plug:    allow access -> populate (if asked) -> pin (DMA mappings) -> show (memslots)
+    unplug:  hide -> forbid access -> unpin -> discard
 
 Each is a Work: `prepare` and `finish` are quick and need the lock, `aside` may take long and needs
 none. Whatever fails, `undo` brings back what was there before; block states are not its business.
@@ -49,7 +49,11 @@ class Host(Protocol):
 
 
 class HostSide:
-    """The host side of `slot`'s region: `populate` on plug, and keep unplugged memory guarded."""
+    """The host side of `slot`'s region: `populate` on plug, and keep unplugged memory guarded.
+
+    What is to be pinned is populated first in any case: pinning would take the host's memory
+    anyhow, and being short of it shows best where nothing else has happened yet.
+    """
 
     def __init__(self, memory: GuestMemory, slot: Slot, *, populate: bool, guarded: bool) -> None:
         self._memory = memory
@@ -60,25 +64,41 @@ class HostSide:
         self._readable = 0
 
     @property
+    def populates(self) -> bool:
+        """Is host memory taken when blocks are plugged?"""
+        return self._populate or self._memory.pinned
+
+    @property
     def _region(self) -> Region:
         return self._slot.region
 
     def plug(self, offset: int, length: int) -> Work:
         """Give [offset, offset + length) to the guest."""
 
+        pinned = False
+
+        def aside() -> None:
+            nonlocal pinned
+            if self.populates:
+                self._region.populate(offset, length)
+            self._memory.pin(self._slot, offset, length)
+            pinned = True
+
         def finish() -> None:
             self._memory.plug(self._slot, offset, length)
 
         def undo() -> None:
+            if pinned:
+                self._memory.unpin(self._slot, offset, length)
             with suppress(OSError):  # unguarded for once; the next unplug of it tries again
                 self._forbid(offset, length)
-            if self._populate:
+            if self.populates:
                 self._region.discard(offset, length)
 
         return Work(
-            length if self._populate else 0,
+            length if self.populates else 0,
             prepare=lambda: self._allow(offset, length),
-            aside=lambda: self._region.populate(offset, length) if self._populate else None,
+            aside=aside,
             finish=finish,
             undo=undo,
         )
@@ -86,6 +106,7 @@ class HostSide:
     def unplug(self, shown: Sequence[Range], whole: Range) -> Work:
         """Take `shown` (what is plugged) from the guest, and discard `whole`, which contains it."""
         hidden: list[Range] = []
+        unpinned: list[Range] = []
 
         def prepare() -> None:
             for piece in shown:
@@ -94,16 +115,25 @@ class HostSide:
             for piece in shown:
                 self._forbid(*piece)
 
+        def aside() -> None:
+            for piece in shown:
+                self._memory.unpin(self._slot, *piece)
+                unpinned.append(piece)
+            self._region.discard(*whole)
+
         def undo() -> None:
             for piece in hidden:
                 self._allow(*piece)
+            for piece in unpinned:
+                self._memory.pin(self._slot, *piece)
+            for piece in hidden:
                 self._memory.plug(self._slot, *piece)
 
         return Work(
             whole[1],
             leaving=tuple(shown),
             prepare=prepare,
-            aside=lambda: self._region.discard(*whole),
+            aside=aside,
             undo=undo,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from minivmm.devices.spec import DeviceSpec
+from minivmm.devices.spec import VirtioDeviceSpec
 from minivmm.errors import UsageError
 from minivmm.memory.backing import KINDS, THP, Backing
 from minivmm.memory.hugepages import thp_size
@@ -30,7 +30,7 @@ PROTECTIONS = ("off", "report", "stop", "kill")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VirtioMemSpec(DeviceSpec):
+class VirtioMemSpec(VirtioDeviceSpec):
     """A virtio-mem device; sizes in bytes. Raises UsageError when constructed from nonsense."""
 
     prefix: ClassVar[str] = "vmem"

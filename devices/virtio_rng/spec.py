@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from minivmm.devices.spec import DeviceSpec
+from minivmm.devices.spec import VirtioDeviceSpec
 from minivmm.options import number_option, option, size_option
 
 
 @dataclass(frozen=True, kw_only=True)
-class VirtioRngSpec(DeviceSpec):
+class VirtioRngSpec(VirtioDeviceSpec):
     """A virtio-rng device. Raises UsageError when constructed from nonsense."""
 
     prefix: ClassVar[str] = "rng"

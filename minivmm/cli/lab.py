@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from minivmm.cli.signals import ENDING, HeldSignals
 from minivmm.cli.terminal import in_foreground
 from minivmm.cli.text import parse_duration, say
 from minivmm.cli.viewer import Viewer
-from minivmm.errors import Interrupted, Timeout
+from minivmm.errors import HostError, Interrupted, Timeout
 from minivmm.guest.kernels import find, newest
 from minivmm.lab.lab import DEFAULT_MEMORY, RUNTIME_DIR, Lab, lab_kernel
 from minivmm.machine_spec import DEVICE_TYPES, MachineSpec, spec_to_json
@@ -45,7 +46,8 @@ STDIN = 0
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.usage = (
-        "minivmm lab [-k KERNEL] [-m SIZE] [-p N] [--append WORDS] [--timeout T] [-v] [-- CMD...]"
+        "minivmm lab [-k KERNEL] [-m SIZE] [-p N] [--append WORDS] [--device DEVICE] [--qemu WORDS]"
+        " [--timeout T] [-v] [-- CMD...]"
     )
     parser.add_argument("-k", "--kernel", help="kernel of the lab itself (default: 6.12)")
     parser.add_argument("-m", "--memory", metavar="SIZE", help="its memory (default: 3G)")
@@ -59,6 +61,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="more options for its kernel; may be repeated (hugepagesz=1G hugepages=1)",
     )
+    parser.add_argument(
+        "--device",
+        metavar="DEVICE",
+        action="append",
+        default=[],
+        help="a PCI device as QEMU's -device has it (edu), to be passed on to a guest inside: bound"
+        " to vfio-pci behind an IOMMU, the first at 00:10.0, the next at 00:11.0; may be repeated",
+    )
+    parser.add_argument(
+        "--qemu",
+        metavar="WORDS",
+        action="append",
+        default=[],
+        help="more options for QEMU, such as a -drive for a device; may be repeated",
+    )
     parser.add_argument("--timeout", metavar="T", help="end after T (30s, 2m) with status 124")
     parser.add_argument("-v", "--verbose", action="store_true", help="show its console")
 
@@ -71,7 +88,15 @@ def run(args: argparse.Namespace) -> int:
     command = args.command or [os.environ.get("SHELL", "/bin/sh")]
     with (
         _time_limit(timeout),
-        Lab(kernel, memory=memory, cpus=args.cpus, append=args.append, verbose=args.verbose) as lab,
+        Lab(
+            kernel,
+            memory=memory,
+            cpus=args.cpus,
+            append=args.append,
+            devices=args.device,
+            qemu=[word for words in args.qemu for word in shlex.split(words)],
+            verbose=args.verbose,
+        ) as lab,
     ):
         return _run(lab, command, interactive=True)
 
@@ -109,6 +134,12 @@ def _boot(spec: MachineSpec, options: BootOptions) -> int:
     else:
         find(spec.kernel)
     plan_board(spec, MOST_PHYSICAL_BITS)
+    for passed_on in spec.passed_on:
+        raise HostError(
+            f"{passed_on.id}: this host's /dev/kvm cannot run guests, and the lab, where they run"
+            " instead, has none of its devices: pass on emulated ones, by"
+            " `minivmm lab --device ... -- minivmm boot ...`"
+        )
     for device in spec.devices:
         device.check_files()
     with HeldSignals() as signals:

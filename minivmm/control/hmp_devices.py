@@ -10,6 +10,7 @@ from minivmm.control.hmp_line import Line, truth
 from minivmm.control.pci_commands import UNMAPPED, BarInfo, FunctionInfo
 from minivmm.control.virtio_commands import Features
 from minivmm.devices.spec import qom_path
+from minivmm.devices.vfio_pci.function import VfioPciFunction
 from minivmm.pci.function import PciFunction
 from minivmm.virtio.pci import VirtioPciFunction
 
@@ -58,7 +59,10 @@ def _qdev(function: PciFunction, objects: Mapping[str, qom.Node]) -> Iterator[st
     """A PCI function, its properties as qom-get has them now, and the device in it."""
     described = pci_commands.describe(function)
     device = function.device if isinstance(function, VirtioPciFunction) else None
-    driver = qom.driver_of(device) if device else "host-bridge"
+    if isinstance(function, VfioPciFunction):
+        driver = "vfio-pci"
+    else:
+        driver = qom.driver_of(device) if device else "host-bridge"
     yield f'dev: {driver}, id "{described["qdev_id"]}"'
     if device:
         properties = objects[qom_path(device.identifier)].properties

@@ -131,7 +131,7 @@ def query_memdev(context: Context) -> list[Memdev]:
             "size": device.window.size,
             "merge": False,
             "dump": True,
-            "prealloc": device.spec.populates,
+            "prealloc": device.host_side.populates,
             "share": device.spec.backing != "anon",
             "reserve": False,
             "host-nodes": [],

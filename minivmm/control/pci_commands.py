@@ -6,6 +6,7 @@ from typing import Literal, NotRequired, TypedDict
 
 from minivmm.control.commands import command
 from minivmm.control.face import Context
+from minivmm.devices.vfio_pci.function import VfioPciFunction
 from minivmm.pci.function import Bar, PciFunction
 from minivmm.spec import pci
 from minivmm.spec.platform import pci_gsi
@@ -59,6 +60,10 @@ class BusInfo(TypedDict):
     devices: list[FunctionInfo]
 
 
+_NAMED = (VirtioPciFunction, VfioPciFunction)
+"""Functions that the user has a name for."""
+
+
 @command("query-pci")
 def query_pci(context: Context) -> list[BusInfo]:
     """Bus 0, which is all there is."""
@@ -85,7 +90,7 @@ def describe(function: PciFunction) -> FunctionInfo:
             "subsystem-vendor": config.get(offsets["subsystem_vendor_id"], 2),
         },
         "irq_pin": pin,
-        "qdev_id": function.name if isinstance(function, VirtioPciFunction) else "",
+        "qdev_id": function.name if isinstance(function, _NAMED) else "",
         "regions": [_bar(bar) for bar in function.bars],
     }
     if pin:

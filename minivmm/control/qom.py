@@ -96,7 +96,8 @@ def cpu_path(index: int) -> str:
 
 def driver_of(device: VirtioDevice) -> str:
     """What the command line calls such a device; the console, which it does not know, as QEMU."""
-    kinds = (name for name, kind in DEVICE_TYPES.items() if type(device.options) is kind)
+    options: object = device.options
+    kinds = (name for name, kind in DEVICE_TYPES.items() if type(options) is kind)
     return next(kinds, "virtio-serial-pci")
 
 

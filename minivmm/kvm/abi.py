@@ -88,7 +88,7 @@ class MpState(IntEnum):
 
 MEM_READONLY = 1 << 1
 """kvm_userspace_memory_region.flags."""
-IRQFD_DEASSIGN = 1 << 0
+IRQFD_DEASSIGN, IRQFD_RESAMPLE = 1 << 0, 1 << 1
 IOEVENTFD_DEASSIGN = 1 << 2
 
 ROUTING_IRQCHIP = 1

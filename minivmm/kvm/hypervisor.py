@@ -95,8 +95,13 @@ class HypervisorVm(Protocol):
     def set_irq_line(self, gsi: int, level: bool) -> None:
         """Drive an interrupt pin."""
 
-    def set_irqfd(self, fd: int, gsi: int, *, assign: bool = True) -> None:
+    def set_irqfd(
+        self, fd: int, gsi: int, *, assign: bool = True, resample: int | None = None
+    ) -> None:
         """Tie an eventfd to an interrupt."""
+
+    def show_vfio(self, fd: int, *, shown: bool = True) -> None:
+        """Tell KVM of a VFIO group or device."""
 
     def set_routes(self, msi: Mapping[int, tuple[int, int]]) -> None:
         """Replace the interrupt routes."""

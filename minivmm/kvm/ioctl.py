@@ -15,7 +15,7 @@ from enum import IntEnum
 from typing import Any
 
 from minivmm.errors import HostError
-from minivmm.kvm import abi, debug_abi
+from minivmm.kvm import abi, debug_abi, device_abi
 
 _KVMIO = 0xAE
 
@@ -63,6 +63,8 @@ class Ioctl(IntEnum):
     IRQFD = _IOW(0x76, abi.KvmIrqfd)
     IOEVENTFD = _IOW(0x79, abi.KvmIoeventfd)
     GET_CLOCK = _IOR(0x7C, abi.KvmClockData)
+    CREATE_DEVICE = _IOWR(0xE0, device_abi.KvmCreateDevice)
+    SET_DEVICE_ATTR = _IOW(0xE1, device_abi.KvmDeviceAttr)
 
     RUN = _IO(0x80)
     GET_REGS = _IOR(0x81, abi.KvmRegs)

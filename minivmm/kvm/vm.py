@@ -12,7 +12,7 @@ from contextlib import suppress
 from ctypes import byref
 
 from minivmm.errors import HostError
-from minivmm.kvm import abi
+from minivmm.kvm import abi, device_abi
 from minivmm.kvm.ioctl import Ioctl, Table, call
 from minivmm.kvm.state import VcpuTraits
 from minivmm.kvm.vcpu import Vcpu
@@ -37,6 +37,7 @@ class Vm:
         self._fd = fd
         self._traits = traits
         self._vcpus: list[Vcpu] = []
+        self._vfio: int | None = None
         # Before any vCPU (reference F.1). Only Intel without "unrestricted guest" needs the two.
         identity_map = ctypes.c_uint64(IDENTITY_MAP_BASE)
         call(fd, Ioctl.SET_IDENTITY_MAP_ADDR, byref(identity_map), to="place the identity map")
@@ -69,9 +70,17 @@ class Vm:
         line = abi.KvmIrqLevel(gsi, level)
         call(self._fd, Ioctl.IRQ_LINE, byref(line), to="set an interrupt line")
 
-    def set_irqfd(self, fd: int, gsi: int, *, assign: bool = True) -> None:
-        """Have writes to eventfd `fd` raise `gsi`, or undo exactly that (reference F.6)."""
+    def set_irqfd(
+        self, fd: int, gsi: int, *, assign: bool = True, resample: int | None = None
+    ) -> None:
+        """Have writes to eventfd `fd` raise `gsi`, or undo exactly that (reference F.6).
+
+        With `resample`, an eventfd, they assert a pin; it is released and `resample` written to
+        when the guest acknowledges its interrupt.
+        """
         irqfd = abi.KvmIrqfd(fd=fd, gsi=gsi, flags=0 if assign else abi.IRQFD_DEASSIGN)
+        if resample is not None and assign:
+            irqfd.flags, irqfd.resamplefd = abi.IRQFD_RESAMPLE, resample
         call(self._fd, Ioctl.IRQFD, byref(irqfd), to=f"tie an eventfd to GSI {gsi}")
 
     def set_routes(self, msi: Mapping[int, tuple[int, int]]) -> None:
@@ -85,6 +94,24 @@ class Vm:
             slot.gsi, slot.type = gsi, kind
             slot.where[: len(where)] = where
         call(self._fd, Ioctl.SET_GSI_ROUTING, byref(table.head), to=f"route {len(entries)} GSIs")
+
+    def show_vfio(self, fd: int, *, shown: bool = True) -> None:
+        """Tell KVM of a VFIO group or device in use here (Documentation/virt/kvm/devices/vfio.rst).
+
+        Then DMA that the CPUs' caches do not see is taken care of, and devices that need to know
+        the VM do. KVM holds on to it until it is not `shown` any more, or the VM ends.
+        """
+        if self._vfio is None:
+            device = device_abi.KvmCreateDevice(type=device_abi.DEV_TYPE_VFIO)
+            call(self._fd, Ioctl.CREATE_DEVICE, byref(device), to="connect KVM and VFIO")
+            self._vfio = int(device.fd)
+        number = ctypes.c_int32(fd)
+        attribute = device_abi.KvmDeviceAttr(
+            group=device_abi.DEV_VFIO_FILE,
+            attr=device_abi.DEV_VFIO_FILE_ADD if shown else device_abi.DEV_VFIO_FILE_DEL,
+            addr=ctypes.addressof(number),
+        )
+        call(self._vfio, Ioctl.SET_DEVICE_ATTR, byref(attribute), to="connect KVM and VFIO")
 
     def set_ioeventfd(self, fd: int, address: int, length: int, *, assign: bool = True) -> None:
         """Have guest writes of `length` bytes (0: any) at MMIO `address` signal eventfd `fd`.
@@ -120,6 +147,9 @@ class Vm:
         for vcpu in self._vcpus:
             vcpu.close()
         self._vcpus.clear()
+        if self._vfio is not None:
+            os.close(self._vfio)
+            self._vfio = None
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

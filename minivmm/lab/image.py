@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from minivmm.errors import ImageError
@@ -24,10 +25,19 @@ _SIGNATURE_INFO_SIZE = 12
 """Bytes of struct module_signature, the last four being the signature's length, big-endian."""
 
 
-def build_image(release: str, modules: Path | None) -> bytes:
+def build_image(
+    release: str,
+    modules: Path | None,
+    *,
+    also: Sequence[str] = (),
+    options: Mapping[str, str] | None = None,
+    addresses: Sequence[str] = (),
+) -> bytes:
     """The initramfs for the kernel with `modules` (/lib/modules/RELEASE; None: all built in).
 
-    Raises ImageError if the kernel has no KVM for AMD, HostError without a static busybox.
+    `also` are modules to load beside KVM's, `options` parameters for any of them by name,
+    `addresses` PCI devices to bind to vfio-pci. Raises ImageError if the kernel lacks a module,
+    HostError without a static busybox.
     """
     archive = Archive()
     archive.add_character_device("/dev/console", 5, 1)
@@ -37,8 +47,8 @@ def build_image(release: str, modules: Path | None) -> bytes:
     for name in APPLETS:
         archive.add_link(f"/bin/{name}", "busybox")
     archive.add_file("/init", Path(__file__).with_name("init.sh").read_bytes(), 0o755)
-    archive.add_file("/lab.conf", _settings())
-    _add_modules(archive, release, modules)
+    archive.add_file("/lab.conf", _settings(addresses))
+    _add_modules(archive, release, modules, (*MODULES, *also), options or {})
     return archive.build()
 
 
@@ -53,22 +63,34 @@ def without_signature(module: bytes) -> bytes:
     return module[: end - _SIGNATURE_INFO_SIZE - int.from_bytes(module[end - 4 : end], "big")]
 
 
-def _add_modules(archive: Archive, release: str, modules: Path | None) -> None:
-    names: list[str] = []
+def _add_modules(
+    archive: Archive,
+    release: str,
+    modules: Path | None,
+    wanted: Sequence[str],
+    options: Mapping[str, str],
+) -> None:
+    lines: list[str] = []
     if modules is not None:
-        found, missing = ModuleTree(modules).load_order(MODULES)
+        found, missing = ModuleTree(modules).load_order(wanted)
         if missing:
+            purpose = "KVM for AMD" if missing[0] in MODULES else "VFIO and virtio-iommu"
             raise ImageError(
                 f"kernel {release} has no module {missing[0]} in {modules}: the lab needs a kernel"
-                " with KVM for AMD, such as Debian's (`minivmm kernel fetch`)"
+                f" with {purpose}, such as Debian's (`minivmm kernel fetch`)"
             )
         for module in found:
             archive.add_file(f"/lib/modules/{module.name}.ko", without_signature(module.data))
-            names.append(f"{module.name}\n")
-    archive.add_file("/lib/modules/order", "".join(names).encode())
+            lines.append(f"{module.name} {options.get(module.name, '')}".rstrip() + "\n")
+    archive.add_file("/lib/modules/order", "".join(lines).encode())
 
 
-def _settings() -> bytes:
+def _settings(addresses: Sequence[str]) -> bytes:
     """What init.sh has to know of the host, as shell assignments."""
     source = Path(__file__).resolve().parents[2]
-    return f"PYTHON={shlex.quote(sys.executable)}\nSOURCE={shlex.quote(str(source))}\n".encode()
+    values = {
+        "PYTHON": sys.executable,
+        "SOURCE": str(source),
+        "DEVICES": " ".join(addresses),
+    }
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()).encode()

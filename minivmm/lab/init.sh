@@ -4,14 +4,26 @@
 set -e
 
 . /lab.conf     # PYTHON, SOURCE: the host's interpreter, the folder that holds minivmm
+                # DEVICES: PCI addresses of what is to be passed on
 
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 
-while read -r module; do
-    insmod "/lib/modules/$module.ko"
+for device in $DEVICES; do   # before the IOMMU comes: drivers built in may have taken them
+    node=/sys/bus/pci/devices/$device
+    echo vfio-pci >"$node/driver_override"
+    if [ -e "$node/driver" ]; then
+        echo "$device" >"$node/driver/unbind"
+    fi
+done
+while read -r module options; do
+    # shellcheck disable=SC2086 # the options are words
+    insmod "/lib/modules/$module.ko" $options
 done </lib/modules/order
+for device in $DEVICES; do
+    echo "$device" >/sys/bus/pci/drivers_probe
+done
 
 mount -t virtiofs host /host
 for directory in dev proc sys; do

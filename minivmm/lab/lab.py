@@ -12,6 +12,7 @@ from minivmm.closing import Closing
 from minivmm.errors import HostError, UsageError
 from minivmm.guest import kernels
 from minivmm.guest.kernels import Kernel
+from minivmm.lab import devices as passed_on
 from minivmm.lab.image import build_image
 from minivmm.lab.link import Link
 from minivmm.lab.machine import MIB, OuterMachine
@@ -32,8 +33,10 @@ class Lab(Closing):
     """A running lab. It ends with `close`, and with the thread that started it.
 
     `memory` in bytes; `cpus` at most, fewer if QEMU is not up to it (machine.usable_cpus); `append`
-    are more options for its kernel. Raises HostError when something is missing or the machine does
-    not come up, ImageError when the kernel is not fit for it, UsageError for a bad size.
+    are more options for its kernel, `qemu` for QEMU. `devices`, each as QEMU's -device has it, come
+    behind an IOMMU and bound to vfio-pci (lab/devices.py). Raises HostError when something is
+    missing or the machine does not come up, ImageError when the kernel is not fit for it,
+    UsageError for a bad size.
     """
 
     def __init__(
@@ -43,6 +46,8 @@ class Lab(Closing):
         memory: int = DEFAULT_MEMORY,
         cpus: int = 2,
         append: Sequence[str] = (),
+        devices: Sequence[str] = (),
+        qemu: Sequence[str] = (),
         verbose: bool = False,
         timeout: float = START_TIMEOUT,
     ) -> None:
@@ -55,14 +60,22 @@ class Lab(Closing):
             )
         if cpus < 1:
             raise UsageError(f"lab cpus {cpus} is out of range: 1 or more")
+        attached = passed_on.attach(devices)
         self._cleanup = contextlib.ExitStack()
         with contextlib.ExitStack() as starting:
             machine = OuterMachine(
                 kernel.image,
-                build_image(kernel.release, kernel.modules),
+                build_image(
+                    kernel.release,
+                    kernel.modules,
+                    also=passed_on.MODULES if devices else (),
+                    options=passed_on.MODULE_OPTIONS,
+                    addresses=attached.addresses,
+                ),
                 memory=memory,
                 cpus=cpus,
                 append=append,
+                extra=(*attached.words, *qemu),
             )
             starting.callback(machine.stop)
             helpers = [machine.files_pid]

@@ -119,11 +119,12 @@ def qemu_command(
     files: int,
     wire: int,
     append: Sequence[str] = (),
+    extra: Sequence[str] = (),
 ) -> list[str]:
     """QEMU's command line; `files` and `wire` are descriptors of connected sockets.
 
-    `memory` in bytes, a multiple of 1 MiB; `append` goes behind the kernel's options. The console
-    is stdout.
+    `memory` in bytes, a multiple of 1 MiB; `append` goes behind the kernel's options, `extra`
+    behind QEMU's. The console is stdout.
 
     maxcpus stays above one, or QEMU would leave the memory barriers out of the code it makes, and
     the rings shared with virtiofsd rely on them.
@@ -151,6 +152,7 @@ def qemu_command(
         *("-device", "virtserialport,chardev=wire,nr=1,name=minivmm.lab"),
         *("-kernel", str(kernel), "-initrd", initrd),
         *("-append", " ".join((*KERNEL_OPTIONS, *append))),
+        *extra,
     ]
 
 
@@ -169,6 +171,7 @@ class OuterMachine:
         memory: int,
         cpus: int,
         append: Sequence[str] = (),
+        extra: Sequence[str] = (),
     ) -> None:
         qemu, virtiofsd = find_qemu(), find_virtiofsd()
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -193,6 +196,7 @@ class OuterMachine:
                 files=connection,
                 wire=wire,
                 append=(*clock_options(), *append),
+                extra=extra,
             )
             self._start(command, [connection, wire, initrd], log_end)
         except BaseException:

@@ -52,10 +52,11 @@ class Slot:
 
 
 class LayoutListener(Protocol):
-    """Told of every region and of every change of what is plugged; the lock is held.
+    """Told of every region and of every change of what is plugged (docs/listeners.md).
 
     Ordinary RAM: on_map is all. Sparse regions: nothing of them is plugged at on_map; what is
-    plugged by the time of a subscription is told by on_plug right after it.
+    plugged by the time of a subscription is told by on_plug right after it. The lock is held,
+    unless the listener pins (GuestMemory.subscribe).
     """
 
     def on_map(self, slot: Slot) -> None:
@@ -65,7 +66,10 @@ class LayoutListener(Protocol):
         """The guest is about to be given these bytes; raising OSError or HostError refuses."""
 
     def on_unplug(self, slot: Slot, offset: int, length: int) -> None:
-        """These bytes, all told of by on_plug, are about to be discarded. Must not raise."""
+        """These bytes, all told of by on_plug, are about to be discarded.
+
+        Must not raise; one that pins may refuse by OSError or HostError, with nothing changed.
+        """
 
     def on_readable(self, slot: Slot) -> None:
         """`slot.occupancy.readable` changed. Must not raise."""
@@ -78,6 +82,7 @@ class GuestMemory:
         self._starts: list[int] = []
         self._slots: list[Slot] = []
         self._listeners: list[LayoutListener] = []
+        self._pinners: list[LayoutListener] = []
 
     def add(
         self, gpa: int, region: Region, *, name: str, occupancy: Occupancy | None = None
@@ -90,14 +95,17 @@ class GuestMemory:
         at = bisect_right(self._starts, gpa)
         self._starts.insert(at, gpa)
         self._slots.insert(at, slot)
-        for listener in self._listeners:
+        for listener in (*self._listeners, *self._pinners):
             listener.on_map(slot)
         return slot
 
-    def subscribe(self, listener: LayoutListener) -> None:
+    def subscribe(self, listener: LayoutListener, *, pins: bool = False) -> None:
         """Tell `listener` of all regions and plugged ranges so far, and of every later change.
 
-        Raises what the listener raises (OSError, HostError) if it cannot take what is there.
+        One that `pins` holds on to the pages themselves, as DMA mappings do: nobody may put others
+        in their place while it has them. That takes time, so it is told of what is plugged and
+        unplugged aside of the lock, from one thread for each region. Raises what the listener
+        raises (OSError, HostError) if it cannot take what is there.
         """
         for slot in self._slots:
             listener.on_map(slot)
@@ -105,18 +113,38 @@ class GuestMemory:
                 for offset, length in slot.occupancy.plugged_ranges(0, slot.region.size):
                     listener.on_plug(slot, offset, length)
                 listener.on_readable(slot)
-        self._listeners.append(listener)
+        (self._pinners if pins else self._listeners).append(listener)
+
+    @property
+    def pinned(self) -> bool:
+        """Does somebody hold on to the pages of what is RAM or plugged?"""
+        return bool(self._pinners)
+
+    def pin(self, slot: Slot, offset: int, length: int) -> None:
+        """Before plug(): show bytes of a sparse region to those who pin, or to none of them.
+
+        Needs no lock. Raises OSError or HostError of the first one that refuses.
+        """
+        _show(self._pinners, slot, offset, length)
+
+    def unpin(self, slot: Slot, offset: int, length: int) -> None:
+        """After unplug(), before they are discarded: nobody holds on to these bytes any more.
+
+        Needs no lock. Raises OSError or HostError of the first one that refuses; the others hold
+        on as well then.
+        """
+        with ExitStack() as undo:
+            for listener in reversed(self._pinners):
+                listener.on_unplug(slot, offset, length)
+                undo.callback(listener.on_plug, slot, offset, length)
+            undo.pop_all()
 
     def plug(self, slot: Slot, offset: int, length: int) -> None:
-        """Show bytes of a sparse region to every listener, or to none.
+        """Show bytes of a sparse region to every listener that does not pin, or to none.
 
         Raises OSError or HostError of the first listener that refuses; the others are told back.
         """
-        with ExitStack() as undo:
-            for listener in self._listeners:
-                listener.on_plug(slot, offset, length)
-                undo.callback(listener.on_unplug, slot, offset, length)
-            undo.pop_all()
+        _show(self._listeners, slot, offset, length)
 
     def unplug(self, slot: Slot, offset: int, length: int) -> None:
         """Take bytes of a sparse region away from every listener, the last one first."""
@@ -125,7 +153,7 @@ class GuestMemory:
 
     def readable_changed(self, slot: Slot) -> None:
         """Tell every listener that `slot.occupancy.readable` changed."""
-        for listener in self._listeners:
+        for listener in (*self._listeners, *self._pinners):
             listener.on_readable(slot)
 
     @property
@@ -178,8 +206,9 @@ class GuestMemory:
         """Give [`gpa`, `gpa` + `length`) (bytes) of one region back to the host; bytes that were.
 
         What is RAM stays so, and reads as zeroes. Regions of huge pages are left as they are: the
-        guest could not be given those back for sure. Raises GuestAddressError, and does nothing,
-        unless all of it is RAM and plugged; OSError if the host refuses.
+        guest could not be given those back for sure; and so is what is pinned, as whoever holds the
+        old pages would not see the new ones. Raises GuestAddressError, and does nothing, unless all
+        of it is RAM and plugged; OSError if the host refuses.
         """
         slot = self._find(gpa)
         if slot is None or length < 0 or gpa + length > slot.end:
@@ -188,10 +217,23 @@ class GuestMemory:
         last = align_down(gpa + length - slot.gpa, PAGE_SIZE)
         if slot.occupancy and not slot.occupancy.covers(gpa - slot.gpa, length):
             raise GuestAddressError(gpa, length, f"unplugged memory of {slot.name}")
-        if last <= first or slot.region.backing.page_size > PAGE_SIZE:
+        if last <= first or slot.region.backing.page_size > PAGE_SIZE or self.pinned:
             return 0
         slot.region.discard(first, last - first)
         return last - first
+
+    def clear_ram(self) -> None:
+        """All ordinary RAM reads as zeroes. Raises OSError if the host refuses.
+
+        It is given back to the host, unless it is pinned.
+        """
+        for slot in self._slots:
+            if slot.occupancy is not None:
+                continue
+            if self.pinned:
+                slot.region.zero(0, slot.region.size)
+            else:
+                slot.region.discard(0, slot.region.size)
 
     def load(self, gpa: int, kind: type[R]) -> R:
         """The record of type `kind` at `gpa`. Raises GuestAddressError."""
@@ -230,3 +272,12 @@ class GuestMemory:
             gpa += size
             length -= size
         return pieces
+
+
+def _show(listeners: list[LayoutListener], slot: Slot, offset: int, length: int) -> None:
+    """Tell all of them of bytes that come, or none: raises what the first one that refuses does."""
+    with ExitStack() as undo:
+        for listener in listeners:
+            listener.on_plug(slot, offset, length)
+            undo.callback(listener.on_unplug, slot, offset, length)
+        undo.pop_all()

@@ -38,6 +38,7 @@ ffi.cdef(
     int munmap(void *addr, size_t length);
     int mprotect(void *addr, size_t length, int prot);
     int madvise(void *addr, size_t length, int advice);
+    void *memset(void *addr, int value, size_t length);
     int fallocate(int fd, int mode, int64_t offset, int64_t length);
     int ioctl(int fd, unsigned long request, void *argument);
 
@@ -51,10 +52,10 @@ ffi.cdef(
 _libc: Any = ffi.dlopen(None)
 
 
-def mmap(length: int, prot: int, flags: int, *, fd: int = -1, hva: int = 0) -> int:
-    """Map `length` bytes of `fd` from its start, or of nothing; returns the hva. Raises OSError."""
+def mmap(length: int, prot: int, flags: int, *, fd: int = -1, offset: int = 0, hva: int = 0) -> int:
+    """Map `length` bytes of `fd` at `offset`, or of nothing; returns the hva. Raises OSError."""
     where = ffi.cast("void *", hva)
-    address = int(ffi.cast("uintptr_t", _libc.mmap(where, length, prot, flags, fd, 0)))
+    address = int(ffi.cast("uintptr_t", _libc.mmap(where, length, prot, flags, fd, offset)))
     if address == (1 << 64) - 1:
         raise _error("mmap")
     return address
@@ -76,6 +77,11 @@ def madvise(hva: int, length: int, advice: int) -> None:
     """madvise(2) on [hva, hva + length) (bytes). Raises OSError."""
     if _libc.madvise(ffi.cast("void *", hva), length, advice):
         raise _error("madvise")
+
+
+def clear(hva: int, length: int) -> None:
+    """Write zeroes to [hva, hva + length) (bytes)."""
+    _libc.memset(ffi.cast("void *", hva), 0, length)
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:

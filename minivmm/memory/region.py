@@ -101,6 +101,10 @@ class Region:
             # Of shared memory this leaves page tables at most, which newer kernels free here.
             libc.madvise(self.hva + offset, length, libc.MADV_DONTNEED)
 
+    def zero(self, offset: int, length: int) -> None:
+        """Write zeroes to [offset, offset + length) (bytes), in the pages that are there."""
+        libc.clear(self.hva + offset, length)
+
     def protect(self, offset: int, length: int, access: Access) -> None:
         """Allow `access` to [offset, offset + length) (bytes, page multiples); content stays.
 

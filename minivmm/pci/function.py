@@ -58,13 +58,16 @@ class Bar:
 
 
 class PciFunction:
-    """A single-function PCI device with memory BARs only; `header` says if it has a pin."""
+    """A single-function PCI device with memory BARs only; `header` says if it has a pin.
+
+    Instead of a header, a whole configuration space may be given.
+    """
 
     name: str = "function"
     """Short name for the bus, traces and inspect()."""
 
-    def __init__(self, header: pci.Header) -> None:
-        self.config = ConfigSpace(header)
+    def __init__(self, header: pci.Header | ConfigSpace) -> None:
+        self.config = header if isinstance(header, ConfigSpace) else ConfigSpace(header)
         self.bars: list[Bar] = []
         self.slot = 0
         """Device number on bus 0; host.py sets it."""

@@ -48,6 +48,10 @@ COMMAND = Header.OFFSETS["command"]
 STATUS = Header.OFFSETS["status"]
 BAR0 = Header.OFFSETS["bars"]
 CAPABILITIES = Header.OFFSETS["capabilities"]
+HEADER_TYPE = Header.OFFSETS["header_type"]
+MULTIFUNCTION = 1 << 7
+"""Bit of the header type: there are more functions in the slot."""
+EXPANSION_ROM = Header.OFFSETS["expansion_rom"]
 INTERRUPT_LINE = Header.OFFSETS["interrupt_line"]
 INTERRUPT_PIN = Header.OFFSETS["interrupt_pin"]
 CACHE_LINE_SIZE = Header.OFFSETS["cache_line_size"]
@@ -75,10 +79,19 @@ class BarFlags(IntFlag):
     PREFETCHABLE = 0b1000
 
 
+IO_BAR = 1
+"""Bit 0 of a BAR register: it is for ports, not for memory."""
+BAR_TYPE = 0b110
+"""The bits of a memory BAR that say how wide it is."""
+
+
 class CapabilityId(IntEnum):
     """Capability identifiers (PCI appendix H)."""
 
+    POWER_MANAGEMENT = 0x01
+    MSI = 0x05
     VENDOR = 0x09
+    EXPRESS = 0x10
     MSIX = 0x11
     ADVANCED_FEATURES = 0x13
 
@@ -99,6 +112,19 @@ class CapabilityHeader(Record):
 
     id: int = u8()
     next: int = u8()
+
+
+class MsiControl(IntFlag):
+    """Message Control of MSI (PCI 6.8.1.3). Numbers of vectors are written as their logarithm."""
+
+    ENABLE = 1 << 0
+    CAPABLE = 0b111 << 1
+    ENABLED = 0b111 << 4
+    WIDE = 1 << 7
+    MASKS = 1 << 8
+
+
+MSI_CAPABLE_SHIFT, MSI_ENABLED_SHIFT = 1, 4
 
 
 @record
@@ -131,6 +157,23 @@ class MsixEntry(Record):
 
 MSIX_ENTRY_MASKED = 1
 """Vector control, bit 0."""
+
+
+class Express:
+    """Offsets in the PCI Express capability (PCIe 7.5.3), and the type of device in its flags."""
+
+    FLAGS = 2
+    LINK = 0x0C
+    LINK_SIZE = 8
+    LINK2 = 0x2C
+    VERSION = 0xF
+    TYPE = 0xF0
+    ENDPOINT = 0x00
+    INTEGRATED_ENDPOINT = 0x90
+
+
+POWER_CONTROL = 4
+"""Offset of control and status in the power management capability (PCI PM 3.2)."""
 
 
 class AdvancedFeature(IntFlag):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import select
 from collections.abc import Callable
+from contextlib import suppress
 
 
 class FakeLine:
@@ -62,6 +65,86 @@ class FakeInterruptController:
         words = [data for _, data in self.messages]
         self.messages.clear()
         return words
+
+
+class FakeEventRoute(FakeMsiRoute):
+    """One that others signal by `fd`, which must be looked at by FakeEventInterrupts.take()."""
+
+    def __init__(self, messages: list[tuple[int, int]]) -> None:
+        super().__init__(messages)
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.muted = True
+
+    def route(self, address: int, data: int) -> None:
+        """irq.EventRoute."""
+        super().route(address, data)
+        self.muted = False
+
+    def mute(self) -> None:
+        """irq.EventRoute: what came before is sent, as KVM would have done."""
+        self.flush()
+        self.muted = True
+
+    @property
+    def due(self) -> bool:
+        """irq.EventRoute."""
+        return self.muted and bool(select.select([self.fd], [], [], 0)[0])
+
+    def flush(self) -> None:
+        """Send what was signalled, unless muted."""
+        if not self.muted:
+            with suppress(BlockingIOError):
+                os.eventfd_read(self.fd)
+                self.signal()
+
+
+class FakeWire:
+    """irq.IrqWire."""
+
+    def __init__(self, gsi: int) -> None:
+        self.gsi = gsi
+        self.trigger = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.served = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.connected = False
+
+    def connect(self, connected: bool) -> None:
+        """irq.IrqWire."""
+        self.connected = connected
+
+
+class FakeEventInterrupts:
+    """irq.EventInterrupts."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[int, int]] = []
+        self.routes: list[FakeEventRoute] = []
+        self.wires: list[FakeWire] = []
+
+    def msi(self) -> FakeEventRoute:
+        """A new message."""
+        self.routes.append(FakeEventRoute(self.messages))
+        return self.routes[-1]
+
+    def wire(self, gsi: int) -> FakeWire:
+        """A new share in a pin."""
+        self.wires.append(FakeWire(gsi))
+        return self.wires[-1]
+
+    def take(self) -> list[int]:
+        """The data words of all messages since the last call."""
+        for route in self.routes:
+            route.flush()
+        words = [data for _, data in self.messages]
+        self.messages.clear()
+        return words
+
+    def close(self) -> None:
+        """Close all eventfds."""
+        for route in self.routes:
+            os.close(route.fd)
+        for wire in self.wires:
+            os.close(wire.trigger)
+            os.close(wire.served)
 
 
 class FakeDoorbells:

@@ -71,6 +71,10 @@ class FakeVm:
         """Level of every pin that was ever driven."""
         self.irqfds: set[tuple[int, int]] = set()
         """(fd, GSI)."""
+        self.resamplers: dict[int, int] = {}
+        """GSI -> eventfd that is written to when the guest acknowledges."""
+        self.vfio_files: list[int] = []
+        """Descriptors of VFIO that it was shown."""
         self.routes: dict[int, tuple[int, int]] = {}
         """GSI -> (address, data) of the last set_routes()."""
         self.ioeventfds: dict[tuple[int, int], int] = {}
@@ -109,8 +113,12 @@ class FakeVm:
         """Record the level."""
         self.irq_lines[gsi] = level
 
-    def set_irqfd(self, fd: int, gsi: int, *, assign: bool = True) -> None:
+    def set_irqfd(
+        self, fd: int, gsi: int, *, assign: bool = True, resample: int | None = None
+    ) -> None:
         """Record or forget; an eventfd serves one GSI at a time."""
+        if resample is not None:
+            self.resamplers[gsi] = resample
         if assign:
             used = any(fd == other for other, _ in self.irqfds)
             _require(not used, Ioctl.IRQFD, f"fd {fd} is used")
@@ -121,6 +129,13 @@ class FakeVm:
     def set_routes(self, msi: Mapping[int, tuple[int, int]]) -> None:
         """Record the routes; the 24 pins go without saying."""
         self.routes = dict(msi)
+
+    def show_vfio(self, fd: int, *, shown: bool = True) -> None:
+        """Record it, or forget it."""
+        if shown:
+            self.vfio_files.append(fd)
+        else:
+            self.vfio_files.remove(fd)
 
     def set_ioeventfd(self, fd: int, address: int, length: int, *, assign: bool = True) -> None:
         """Record or forget a doorbell."""

@@ -203,6 +203,7 @@ def test_device_help(capsys: pytest.CaptureFixture[str]) -> None:
         "virtio-balloon-pci",
         "virtio-blk-pci",
         "virtio-rng-pci",
+        "vfio-pci",
         "virtio-serial-pci",
     ]
     assert main.run(["boot", "--device", "virtio-mem-pci,help"]) == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minivmm.kvm import abi, debug_abi, ioctl
+from minivmm.kvm import abi, debug_abi, device_abi, ioctl
 from minivmm.kvm.ioctl import Ioctl, Table
 
 NUMBERS = {
@@ -31,6 +31,8 @@ NUMBERS = {
     "IRQFD": 0x4020AE76,
     "IOEVENTFD": 0x4040AE79,
     "GET_CLOCK": 0x8030AE7C,
+    "CREATE_DEVICE": 0xC00CAEE0,
+    "SET_DEVICE_ATTR": 0x4018AEE1,
     "RUN": 0xAE80,
     "GET_REGS": 0x8090AE81,
     "SET_REGS": 0x4090AE82,
@@ -63,6 +65,8 @@ SIZES = {
     abi.KvmIoeventfd: 64,
     abi.KvmClockData: 48,
     abi.KvmIrqfd: 32,
+    device_abi.KvmCreateDevice: 12,
+    device_abi.KvmDeviceAttr: 24,
     abi.KvmIrqRoutingEntry: 48,
     abi.KvmIrqRouting: 8,
     abi.KvmRegs: 144,

@@ -109,3 +109,36 @@ def test_close_closes_every_eventfd_once(interrupts: KvmInterrupts) -> None:
     for fd in fds:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
+
+
+def test_muted_message_waits_in_its_eventfd(vm: CountingVm, interrupts: KvmInterrupts) -> None:
+    message = interrupts.msi()
+    message.route(ADDRESS, 0x41)
+    message.mute()
+    message.mute()
+
+    assert vm.irqfds == set()
+    assert not message.due
+    message.signal()
+    assert message.due
+
+    message.route(ADDRESS, 0x41)
+
+    assert vm.irqfds == {(message.fd, FIRST_MSI_GSI)}
+    assert not message.due  # KVM looks at it, as it does whenever an irqfd is made
+    assert len(vm.tables) == 1
+
+
+def test_wire_is_a_resampled_irqfd_while_connected(
+    vm: CountingVm, interrupts: KvmInterrupts
+) -> None:
+    wire = interrupts.wire(17)
+    assert vm.irqfds == set()
+
+    wire.connect(True)
+    wire.connect(True)
+
+    assert vm.irqfds == {(wire.trigger, 17)}
+    assert vm.resamplers == {17: wire.served}
+    wire.connect(False)
+    assert vm.irqfds == set()

@@ -338,3 +338,18 @@ def test_random_plugs_unplugs_and_narrowings_keep_every_plugged_byte_mapped() ->
             assert any(sparse.occupancy.plugged_ranges(at, length)), "a memslot without a purpose"
         assert sparse.slots.count == len(sparse.vm.slots)
     sparse.memory.close()
+
+
+def test_memory_of_a_device_has_a_memslot_while_it_is_shown() -> None:
+    vm = FakeVm()
+    slots = Memslots(vm, 2)
+    hide = slots.show(0xC000_0000, 0x1000, 0x7000_0000)
+    slots.show(0xC000_1000, 0x1000, 0x7000_1000)
+
+    with pytest.raises(HostError, match="device memory: no memslot is left for 4K at 0xc0002000"):
+        slots.show(0xC000_2000, 0x1000, 0x7000_2000)
+    hide()
+    slots.show(0xC000_2000, 0x1000, 0x7000_2000)
+
+    assert slots.count == 2
+    assert sorted(one.gpa for one in vm.slots.values()) == [0xC000_1000, 0xC000_2000]

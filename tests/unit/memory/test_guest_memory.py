@@ -127,11 +127,11 @@ def test_slots_are_listed_by_address(memory: GuestMemory) -> None:
 
 
 class Recorder:
-    """A listener; refuses to plug while `full`."""
+    """A listener; refuses to plug while `full`, and to unplug while it `holds`."""
 
     def __init__(self, name: str, heard: list[tuple[str, str, int, int]]) -> None:
         self.name = name
-        self.full = False
+        self.full = self.holds = False
         self.heard = heard
 
     def on_map(self, slot: Slot) -> None:
@@ -143,6 +143,8 @@ class Recorder:
         self.heard.append((self.name, "plug", offset, length))
 
     def on_unplug(self, slot: Slot, offset: int, length: int) -> None:
+        if self.holds:
+            raise OSError("in use")
         self.heard.append((self.name, "unplug", offset, length))
 
     def on_readable(self, slot: Slot) -> None:
@@ -219,6 +221,58 @@ def test_unplugging_is_told_in_reverse() -> None:
         ("two", "readable"),
     ]
     memory.close()
+
+
+def test_those_who_pin_are_told_apart_from_the_others() -> None:
+    memory, heard = GuestMemory(), list[tuple[str, str, int, int]]()
+    slot = memory.add(0, Region(MIB), name="vmem0", occupancy=FakeOccupancy())
+    memory.subscribe(Recorder("pins", heard), pins=True)
+    memory.subscribe(Recorder("looks", heard))
+    heard.clear()
+
+    memory.pin(slot, 0, 4096)
+    memory.plug(slot, 0, 4096)
+    memory.unplug(slot, 0, 4096)
+    memory.unpin(slot, 0, 4096)
+    memory.readable_changed(slot)
+
+    assert [event[:2] for event in heard] == [
+        ("pins", "plug"),
+        ("looks", "plug"),
+        ("looks", "unplug"),
+        ("pins", "unplug"),
+        ("looks", "readable"),
+        ("pins", "readable"),
+    ]
+    memory.close()
+
+
+def test_all_who_pin_hold_on_when_one_does() -> None:
+    memory, heard = GuestMemory(), list[tuple[str, str, int, int]]()
+    slot = memory.add(0, Region(MIB), name="vmem0", occupancy=FakeOccupancy())
+    first, second = (Recorder(name, heard) for name in ("one", "two"))
+    for listener in (first, second):
+        memory.subscribe(listener, pins=True)
+    memory.pin(slot, 0, 4096)
+    heard.clear()
+    first.holds = True
+
+    with pytest.raises(OSError, match="in use"):
+        memory.unpin(slot, 0, 4096)
+
+    assert [event[:2] for event in heard] == [("two", "unplug"), ("two", "plug")]
+    memory.close()
+
+
+def test_memory_is_pinned_once_somebody_pins() -> None:
+    memory = GuestMemory()
+    assert not memory.pinned
+
+    memory.subscribe(Recorder("looks", []))
+    assert not memory.pinned
+
+    memory.subscribe(Recorder("pins", []), pins=True)
+    assert memory.pinned
 
 
 def test_only_plugged_bytes_of_a_sparse_region_are_ram() -> None:
