@@ -16,6 +16,7 @@ from collections.abc import Container, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from typing import Protocol
 
 from minivmm.errors import HostError
 from minivmm.kvm.hypervisor import HypervisorVm
@@ -39,6 +40,31 @@ def range_size(sparse: int, block: int, limit: int) -> int:
     while sparse // size > limit * 3 // 4:
         size *= 2
     return size
+
+
+class MemslotLog(Protocol):
+    """Who wants to know what is written to guest memory; see write_log.py."""
+
+    def plugged(self, gpa: int, length: int) -> None:
+        """These bytes, whatever is in them, are memory now."""
+
+    def leaving(self, memslot: Memslot) -> None:
+        """KVM's log of `memslot` is about to be lost with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memslot:
+    """What KVM knows as memslot `number`: `length` bytes at `gpa`, `offset` of a region."""
+
+    number: int
+    slot: Slot
+    offset: int
+    length: int
+
+    @property
+    def gpa(self) -> int:
+        """Guest physical address of its first byte."""
+        return self.slot.gpa + self.offset
 
 
 @dataclass(slots=True)
@@ -107,6 +133,8 @@ class Memslots:
         self._free: list[int] = []
         self._next = 0
         self._regions: dict[int, _Sparse] = {}
+        self._known: dict[int, Memslot] = {}
+        self._log: MemslotLog | None = None
         self.range_size = range_size(sparse, block, limit)
         """Bytes of a region that share a memslot unless narrowed."""
         self.changes = 0
@@ -137,6 +165,8 @@ class Memslots:
             undo.pop_all()
         region.count(offset, length, 1)
         self.changes += 1
+        if self._log is not None:
+            self._log.plugged(slot.gpa + offset, length)
 
     def on_unplug(self, slot: Slot, offset: int, length: int) -> None:
         """Memslots with nothing plugged in them are given up."""
@@ -179,6 +209,26 @@ class Memslots:
                 self._add(region, offset, length).plugged = length
         self.changes += found
         return found
+
+    @property
+    def all(self) -> tuple[Memslot, ...]:
+        """Every memslot that KVM has now."""
+        return tuple(self._known.values())
+
+    def log_to(self, log: MemslotLog | None) -> None:
+        """Have KVM keep a log of every memslot, those to come as well, for `log`; None ends it.
+
+        vCPUs may run. Raises HostError if KVM cannot, and then nothing is logged.
+        """
+        self._log = log
+        try:
+            for memslot in self._known.values():
+                self._set(memslot)
+        except HostError:
+            if log is not None:
+                with suppress(HostError):  # a log that nobody reads costs time, no more
+                    self.log_to(None)
+                raise
 
     def inspect(self) -> dict[str, object]:
         """Counts, and in bytes: the size of a range, and how much of sparse regions is covered."""
@@ -232,9 +282,12 @@ class Memslots:
 
     def _delete(self, region: _Sparse, piece: _Piece) -> None:
         slot = region.slot
+        if self._log is not None:
+            self._log.leaving(self._known[piece.number])
         self._vm.set_memory_region(
             piece.number, slot.gpa + piece.offset, 0, slot.region.hva + piece.offset
         )
+        del self._known[piece.number]
         del region.pieces[bisect_left(region.pieces, piece.offset, key=lambda known: known.offset)]
         heappush(self._free, piece.number)
 
@@ -246,9 +299,18 @@ class Memslots:
                 f"{slot.name}: no memslot is left for {format_size(length)} at"
                 f" {slot.gpa + offset:#x} (KVM has {self._limit}): use fewer or larger blocks"
             )
-        self._vm.set_memory_region(number, slot.gpa + offset, length, slot.region.hva + offset)
+        memslot = Memslot(number, slot, offset, length)
+        self._set(memslot)
+        self._known[number] = memslot
         if self._free:
             heappop(self._free)
         else:
             self._next += 1
         return number
+
+    def _set(self, memslot: Memslot) -> None:
+        """Tell KVM of a memslot, or whether it shall be logged."""
+        hva = memslot.slot.region.hva + memslot.offset
+        self._vm.set_memory_region(
+            memslot.number, memslot.gpa, memslot.length, hva, logged=self._log is not None
+        )

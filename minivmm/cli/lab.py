@@ -86,13 +86,7 @@ def boot_in_lab(spec: MachineSpec, options: BootOptions) -> int:
 
 def boot_arguments(spec: MachineSpec, options: BootOptions) -> list[str]:
     """The options of `boot` that mean `spec` and `options`, except for times and sockets."""
-    words: list[str] = []
-    for name, value in to_mapping(spec).items():
-        words.append(f"--{name}={value}")
-    words += [f"--append={text}" for text in spec.append]
-    for device in spec.devices:
-        words.append(f"--device={_device_text(device)}")
-    words += [f"--numa={numa_text(entry)}" for entry in spec.numa]
+    words = _machine_arguments(spec, options)
     for flag in ("freeze", "stats", "json", "verbose", "quiet", "debug"):
         words += [f"--{flag}"] if getattr(options, flag) else []
     words += [f"--status={options.status}"] if options.status is not None else []
@@ -103,8 +97,23 @@ def boot_arguments(spec: MachineSpec, options: BootOptions) -> list[str]:
     return [*words, "--", *options.command] if options.command else words
 
 
+def _machine_arguments(spec: MachineSpec, options: BootOptions) -> list[str]:
+    if options.restore is not None:
+        return [f"--restore={options.restore}", f"--name={spec.name}"]
+    words: list[str] = []
+    for name, value in to_mapping(spec).items():
+        words.append(f"--{name}={value}")
+    words += [f"--append={text}" for text in spec.append]
+    for device in spec.devices:
+        words.append(f"--device={_device_text(device)}")
+    words += [f"--numa={numa_text(entry)}" for entry in spec.numa]
+    return words
+
+
 def _boot(spec: MachineSpec, options: BootOptions) -> int:
-    if spec.kernel is None:
+    if options.restore is not None:
+        pass  # a kernel is only read at the guest's next reset
+    elif spec.kernel is None:
         newest()  # complain now rather than from inside
     else:
         find(spec.kernel)
