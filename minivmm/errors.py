@@ -136,6 +136,10 @@ class Refused(MinivmmError):
         self.error_class = error_class
 
 
+class IdleRule(UserWarning):
+    """A rule by which a device was to misbehave never acted: nothing was tested by it."""
+
+
 class CommandFailed(MinivmmError):
     """A command in the guest had to succeed and did not; `status` is its exit status."""
 

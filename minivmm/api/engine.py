@@ -17,8 +17,10 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import logging
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError, Future
@@ -29,7 +31,8 @@ from minivmm.api.console_log import ConsoleLog
 from minivmm.api.plan import Plan
 from minivmm.control.console_hub import ConsoleHub
 from minivmm.control.servers import Servers
-from minivmm.errors import GuestFailure, NoSuchMachine
+from minivmm.devices.virtio_mem.mischief import mischief_of
+from minivmm.errors import GuestFailure, IdleRule, NoSuchMachine
 from minivmm.guest_image import GuestImage
 from minivmm.kvm.hypervisor import Hypervisor
 from minivmm.loop import EventLoop
@@ -39,6 +42,8 @@ from minivmm.outcome import Outcome
 from minivmm.snapshot.restored import load, open_snapshot
 
 T = TypeVar("T")
+
+_log = logging.getLogger("minivmm")
 
 _numbers = itertools.count(1)
 _running: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -153,14 +158,31 @@ class Engine:
         return self.outcome
 
     def close(self) -> None:
-        """End the machine, and free all of it; work that is under way ends with NoSuchMachine."""
+        """End the machine, and free all of it; work that is under way ends with NoSuchMachine.
+
+        Warns (IdleRule) of each rule by which a device was to misbehave and that never acted.
+        """
         if threading.current_thread() is self._thread:
             raise RuntimeError("a machine cannot be closed by its own thread")
         self._closing = True
         with contextlib.suppress(AttributeError, RuntimeError):  # it did not begin, or is over
             self.loop.asyncio.call_soon_threadsafe(self._stop.set)
         self._thread.join()
-        _running.discard(self)
+        if self in _running:
+            _running.discard(self)
+            self._warn_of_idle_rules()
+
+    def _warn_of_idle_rules(self) -> None:
+        if not hasattr(self, "machine"):
+            return
+        for device in self.machine.memory_devices.values():
+            for rule in mischief_of(device).rules:
+                line = rule.complaint()
+                if line is not None:
+                    warnings.warn(f"{self.spec.name}: {device.identifier}: {line}", IdleRule, 3)
+
+    def _warn(self, line: str) -> None:
+        _log.warning("%s: %s", self.spec.name, line)
 
     def _gone(self) -> NoSuchMachine:
         return NoSuchMachine(f"{self.spec.name} is closed: boot another")
@@ -208,6 +230,9 @@ class Engine:
         machine = self.machine
         self.servers = Servers(machine, hub, self.loop)
         machine.on_end.append(lambda _: self.loop.call_soon(self._ended.set))
+        machine.on_warning.append(self._warn)
+        for line in machine.board.address_map.warnings():
+            self._warn(line)
         try:
             if self.directory is not None:
                 await self.servers.start(self.directory)

@@ -28,7 +28,7 @@ from minivmm.guest.kernels import find, newest
 from minivmm.lab.lab import DEFAULT_MEMORY, RUNTIME_DIR, Lab, lab_kernel
 from minivmm.machine_spec import DEVICE_TYPES, MachineSpec, spec_to_json
 from minivmm.options import to_mapping, to_pairs
-from minivmm.units import GIB, parse_size
+from minivmm.units import GIB, align_up, parse_size
 
 OVERHEAD = 2 * GIB
 """Lab memory beside that of the machine in it: a kernel, Python, page tables (bytes)."""
@@ -82,6 +82,13 @@ def boot_in_lab(spec: MachineSpec, options: BootOptions) -> int:
     Returns the exit status, as if booted here. Raises MinivmmError for what fails on this side.
     """
     return recorded(options.status, lambda: _boot(spec, options))
+
+
+def run_words(words: Sequence[str], memory: int) -> int:
+    """Run `minivmm WORDS` in a lab with room for guests of `memory` bytes; its exit status."""
+    program = [sys.executable, "-P", "-m", "minivmm.cli"]
+    with Lab(lab_kernel(say), memory=max(DEFAULT_MEMORY, align_up(OVERHEAD + memory, GIB))) as lab:
+        return _run(lab, [*program, *words], interactive=False)
 
 
 def boot_arguments(spec: MachineSpec, options: BootOptions) -> list[str]:

@@ -35,6 +35,7 @@ VERBS = {
     "audit": "prove that memory not plugged costs the host nothing",
     "console": "watch a VM's console, and type at it",
     "exec": "run a command in a VM",
+    "matrix": "run scenarios on kernels and device options, compare with QEMU and before",
     "replay": "try a recorded driver on the device model, without a guest",
     "report": "make a page, or figures, of what a trace says about resizes",
     "migrate": "move a running VM to another process, here or on another host",

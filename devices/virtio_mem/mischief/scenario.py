@@ -149,12 +149,7 @@ class Scenario:
 
     def idle(self) -> list[str]:
         """A line for each rule that never acted, with what came instead."""
-        lines = []
-        for rule in self._rules:
-            if not rule.fired:
-                came = f"only {rule.seen} came" if rule.seen else "nothing of that came"
-                lines.append(f"{rule.where}: the rule never acted: {rule}: {came}")
-        return lines
+        return [line for rule in self._rules if (line := rule.complaint()) is not None]
 
     def _rule(self, mischief: Mischief, number: int, entry: Mapping[str, object]) -> Rule:
         refuse = self._reader.refuse

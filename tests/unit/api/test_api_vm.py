@@ -20,6 +20,7 @@ from minivmm.errors import (
     CommandFailed,
     GuestFailure,
     HostError,
+    IdleRule,
     NoSuchMachine,
     Refused,
     UsageError,
@@ -299,6 +300,27 @@ def test_what_waits_for_a_machine_that_is_closed_hears_of_it(vm: minivmm.Vm) -> 
     with pytest.raises(NoSuchMachine, match="is closed: boot another"):
         vm.run("true")
     vm.close()
+
+
+def test_a_rule_that_never_acted_is_warned_of_at_the_end() -> None:
+    vm = minivmm.boot(memory="64M", devices=[minivmm.VirtioMem("1G")])
+    device = vm.mem["vmem0"]
+    device.on_request("PLUG", minivmm.mischief.answer("BUSY"), times=1)
+    device.on_request("UNPLUG", minivmm.mischief.answer("BUSY"), nth=2)
+    guest_of(vm).plug("vmem0", 2 * MIB)
+
+    with pytest.warns(IdleRule, match=rf"{vm.name}: vmem0: the rule never acted: UNPLUG") as seen:
+        vm.close()
+
+    assert len(seen) == 1
+    vm.close()  # is told once
+
+
+def test_warnings_of_the_machine_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with minivmm.boot(memory="64M", devices=[minivmm.VirtioMem("1G")]) as vm:
+        vm.call(lambda: vm.machine._warn("memory runs out"))
+
+    assert caplog.messages == [f"{vm.name}: memory runs out"]
 
 
 def test_a_host_without_kvm_is_told_of_the_lab_in_one_line(

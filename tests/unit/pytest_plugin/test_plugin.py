@@ -15,6 +15,7 @@ import fake_bench  # noqa: F401 - or every run of pytest would import it anew
 import pytest
 
 from minivmm import pytest_plugin as plugin
+from minivmm.accel import Accel
 from minivmm.pytest_plugin.conditions import LAB_MARK, fits
 
 pytest_plugins = ["pytester"]
@@ -327,6 +328,13 @@ def test_the_lab_gets_the_whole_session(bench: Bench, monkeypatch: pytest.Monkey
     monkeypatch.setenv(LAB_MARK, "1")
     bench.run(module, "--minivmm-lab").assert_outcomes(passed=1)
     assert len(asked) == 1
+    monkeypatch.delenv(LAB_MARK)
+    bench.ini("minivmm_lab = auto\nminivmm_lab_memory = 4G")
+    monkeypatch.setattr("minivmm.accel.probe", lambda: Accel(True, "a good one"))
+    bench.run(module).assert_outcomes(passed=1)
+    monkeypatch.setattr("minivmm.accel.probe", lambda: Accel(False, "a bad one"))
+    assert bench.run(module).ret == 1
+    assert len(asked) == 2
 
 
 def test_a_setting_that_is_none_is_an_error_of_usage(bench: Bench) -> None:

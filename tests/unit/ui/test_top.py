@@ -41,10 +41,11 @@ class Driver:
         await self.pilot.press(*keys)
 
     async def see(self, *words: str) -> None:
-        """Wait until all `words` are on the screen."""
+        """Wait until all `words` are on the screen, wherever its lines end."""
         for _ in range(200):
             await self.pilot.pause(0.02)
-            if all(word in self.screen for word in words):
+            shown = self.screen
+            if all(word in shown or word in " ".join(shown.split()) for word in words):
                 return
         raise AssertionError(f"{words} did not come; there is:\n{self.screen}")
 
