@@ -26,8 +26,8 @@ PATIENCE = 60.0
 LOCKUP = 30.0
 """Seconds until Linux complains of a CPU that is stuck, with a reserve."""
 OPTIONS = ("loglevel=6", "watchdog_thresh=4", "init_on_alloc=0")
-"""Linux complains of a stuck CPU after 8 s instead of 20, and does not fill with zeros what it takes
-away from itself before an UNPLUG, for which it needs longer than QUIET where CPUs are emulated."""
+"""Linux complains of a stuck CPU after 8 s instead of 20, and does not fill with zeros what it is
+about to give away, for which it needs longer than QUIET where CPUs are emulated."""
 FATAL = re.compile(r"divide error|BUG: soft lockup|BUG: unable to handle|Kernel panic")
 
 Rule = dict[str, Any]
