@@ -30,15 +30,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--moments",
         type=int,
-        default=3,
+        default=2,
         help="at how many moments of a resize a guest is saved (test_snapshot)",
     )
-
     parser.addoption(
         "--moves",
         type=int,
         default=1,
-        help="how often a guest migrates during a resize, and how often a target is killed",
+        help="how often a guest migrates during a resize, and how often either side is killed",
     )
 
 

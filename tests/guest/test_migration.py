@@ -17,6 +17,7 @@ from typing import Any, Self
 import pytest
 from harness import Guest, minivmm, start
 
+from minivmm.errors import MinivmmError
 from minivmm.runtime import machine_dir
 
 MIB = 1 << 20
@@ -210,16 +211,56 @@ def test_with_a_reboot_on_the_way(journey: Journey) -> None:
     there.wait_until(lambda: there.plugged() == {"vmem0": 128 * MIB}, "plugged again")
 
 
-def test_a_source_that_is_killed_leaves_no_target(journey: Journey) -> None:
+def test_a_source_that_is_killed_leaves_no_target(
+    journey: Journey, moves: int, tmp_path: Path
+) -> None:
+    """Or all of the guest, if it had been handed over by then."""
+    if moves > 1:
+        saved = minivmm("snapshot", journey.guest.name, str(tmp_path / "s"))
+        assert saved.returncode == 0, saved.stderr
     _, there = journey.go(max_bandwidth=1 * MIB)
     journey.guest.wait_until(lambda: journey.progress()["status"] == "active", "active migration")
 
     journey.guest.process.kill()
 
+    assert came_to_nothing(there)
+    chosen = random.Random(moves)
+    for _ in range(moves - 1):
+        kill_while_moving(journey, tmp_path / "s", chosen.random() * 4)
+
+
+def kill_while_moving(journey: Journey, saved: Path, moment: float) -> None:
+    """The source, at full speed, `moment` seconds after it began."""
+    with Guest("--restore", str(saved)) as guest:
+        boot, plugged = guest.shell(BOOT_ID), guest.plugged()
+        journey.guest = guest
+        _, there = journey.go()
+        time.sleep(moment)
+        guest.process.kill()
+    there.wait_until(lambda: not there.process.is_alive() or arrived(there), "an end")
+    if there.process.is_alive():
+        print(f"handed over by {moment:.2f} s")
+        assert there.shell(BOOT_ID) == boot
+        assert there.plugged() == plugged
+        there.process.kill()
+    else:
+        print(f"not handed over by {moment:.2f} s")
+        assert came_to_nothing(there)
+
+
+def arrived(there: Arrival) -> bool:
+    try:
+        return status(there) == "running"
+    except (OSError, MinivmmError):  # it is about to end
+        return False
+
+
+def came_to_nothing(there: Arrival) -> bool:
+    """The target ended, said why, and left nothing."""
     assert there.wait() == 125
     assert "the connection to the source is lost" in there.output()
     assert "Traceback" not in there.output()
-    assert not there.directory.path.exists()
+    return not there.directory.path.exists()
 
 
 def answers(guest: Guest) -> dict[str, dict[str, int]]:

@@ -20,7 +20,7 @@ GIB = 1 << 30
 def test_a_recorded_driver_is_told_the_same_without_its_guest(kernel: str, tmp_path: Path) -> None:
     path = tmp_path / "recorded.jsonl"
     with Guest("-k", kernel, "-m", "512M", "--record", str(path), "--device", DEVICE) as guest:
-        guest.resize(4 * GIB)
+        guest.resize(GIB)
         guest.resize(0)
         guest.qmp.execute("quit")
         assert guest.wait() is not None
@@ -32,6 +32,6 @@ def test_a_recorded_driver_is_told_the_same_without_its_guest(kernel: str, tmp_p
     print(f"{kernel}: {found.counts()} {path.stat().st_size} bytes {seconds:.2f} s")
 
     assert deviation is None, str(deviation)
-    assert found.counts()["request"] >= 64
+    assert found.counts()["request"] >= 16
     assert found.counts()["config-read"] > 20
     assert seconds < 30  # the lab is some 15 times slower than its host
