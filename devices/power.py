@@ -6,8 +6,10 @@ Port numbers and values are minivmm's own (spec/platform.py); ACPI tables tell t
 from __future__ import annotations
 
 from minivmm.bus import Action
+from minivmm.devices.saved import POWER
 from minivmm.irq import IrqLine
 from minivmm.registers import Register, RegisterFile, constant
+from minivmm.saved import build, parse
 from minivmm.spec.platform import (
     POWER_EVENT_PORT,
     POWER_PORT,
@@ -64,6 +66,14 @@ class PowerPorts:
     def reset(self) -> None:
         """Forget a press that the guest has not read."""
         self._pressed = False
+
+    def save_state(self) -> bytes:
+        """Whether a press of the button waits for the guest."""
+        return build(POWER, pressed=self._pressed)
+
+    def load_state(self, data: bytes) -> None:
+        """Take that over; the interrupt that told of it is not repeated. Raises BadState."""
+        self._pressed = parse("power", POWER, data).pressed
 
     def inspect(self) -> dict[str, object]:
         """Whether a press of the button waits for the guest."""

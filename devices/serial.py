@@ -6,10 +6,13 @@ The receiver takes from a backlog, and only while somebody reads: nothing pasted
 
 from __future__ import annotations
 
+import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
+from minivmm.devices.saved import SERIAL
 from minivmm.irq import IrqLine
+from minivmm.saved import build, parse, require
 from minivmm.spec.serial import (
     FCR_TRIGGER_SHIFT,
     FIFO_SIZE,
@@ -36,6 +39,8 @@ POLLS_OF_A_READER = 8
 
 Linux never reads LSR so often in a row: its waits for the transmitter end with the first read.
 """
+
+_PART = "serial"
 
 _BREAK = 0x100
 """What stands for a break among received bytes; the guest reads it as 0, with LSR's break bit."""
@@ -81,7 +86,7 @@ class Serial:
     def receive(self, data: bytes) -> int:
         """Take input for the guest; returns how many bytes, from the start of `data`, it took."""
         self._refused = False  # on_space must not be called before this returns
-        taken = min(len(data), BACKLOG_SIZE - len(self._backlog))
+        taken = min(len(data), max(0, BACKLOG_SIZE - len(self._backlog)))
         self._backlog.extend(data[:taken])
         self._fill()
         self._refused = taken < len(data)
@@ -117,6 +122,42 @@ class Serial:
             "backlog": len(self._backlog),
             "interrupt": self._level,
         }
+
+    def save_state(self) -> bytes:
+        """Registers, and the input that the guest has not read."""
+        return build(
+            SERIAL,
+            ier=self._ier,
+            fcr=self._fcr,
+            lcr=self._lcr,
+            mcr=self._mcr,
+            scratch=self._scratch,
+            divisor=self._divisor,
+            overrun=self._overrun,
+            thr_pending=self._thr_pending,
+            modem_deltas=self._modem_deltas,
+            polls=min(self._polls, POLLS_OF_A_READER),
+            fifo=_pack(self._fifo),
+            backlog=_pack(self._backlog),
+        )
+
+    def load_state(self, data: bytes) -> None:
+        """Take such a state over, and drive the pin by it. Raises BadState."""
+        state = parse(_PART, SERIAL, data)
+        fifos_on = bool(state.fcr & Fcr.ENABLE)
+        known = fifos_on or not state.fcr
+        require(known, _PART, "fcr", f"{state.fcr:#x}", "its FIFOs are off, and so are other bits")
+        fifo = _unpack("fifo", state.fifo, FIFO_SIZE if fifos_on else 1)
+        backlog = _unpack("backlog", state.backlog, 2 * BACKLOG_SIZE)  # breaks always have room
+        for field, most in (("ier", Ier.ALL), ("mcr", Mcr.ALL), ("modem_deltas", 0xF)):
+            value = state[field]
+            require(not value & ~int(most), _PART, field, f"{value:#x}", "no such bits")
+        self._ier, self._fcr, self._lcr, self._mcr = state.ier, state.fcr, state.lcr, state.mcr
+        self._scratch, self._divisor = state.scratch, list(state.divisor)
+        self._overrun, self._thr_pending = state.overrun, state.thr_pending
+        self._modem_deltas, self._polls = state.modem_deltas, state.polls
+        self._fifo, self._backlog = deque(fifo), deque(backlog)
+        self._update()
 
     # -- registers ---------------------------------------------------------------------------------
 
@@ -284,3 +325,18 @@ class Serial:
         if level != self._level:
             self._level = level
             self._line.set(level)
+
+
+def _pack(items: Collection[int]) -> bytes:
+    return struct.pack(f"<{len(items)}H", *items)
+
+
+def _unpack(field: str, data: bytes, most: int) -> tuple[int, ...]:
+    """What _pack made of at most `most` items. Raises BadState."""
+    count, rest = divmod(len(data), 2)
+    fits = not rest and count <= most
+    require(fits, _PART, field, f"{len(data)} bytes", f"at most {most} of 2 are possible")
+    items = struct.unpack(f"<{count}H", data)
+    odd = [item for item in items if item > _BREAK]
+    require(not odd, _PART, field, [f"{item:#x}" for item in odd[:1]], "neither byte nor break")
+    return items

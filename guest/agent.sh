@@ -38,6 +38,15 @@ send_signal() {
     done
 }
 
+# Kills all commands that were begun so far: whoever they were for is gone.
+kill_sessions() {
+    for entry in "$running"/*; do
+        if read -r session _ <"$entry" && [ -n "$session" ]; then
+            send_signal "$session" KILL &
+        fi
+    done
+}
+
 serve() {
     # The driver learns of its ports one by one, which may take longer than booting did.
     set -- 0.02 0.05 0.1 0.2 0.5
@@ -51,6 +60,7 @@ serve() {
     while read -r verb id in out err script <&3; do
         case $verb in
         exec) start_session ;;
+        abandon) kill_sessions 2>/dev/null ;;
         hello) tell here "$release" ;;  # suspend and resume reset the driver, which we do not see
         kill) send_signal "$id" "$in" 2>/dev/null & ;;
         quit) poweroff -f ;;            # syncs first

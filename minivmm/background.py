@@ -52,6 +52,7 @@ class Background:
         self._loop = loop
         self._soon = soon
         self._jobs: set[ThreadJob] = set()
+        self._waiting: list[Callable[[], None]] = []
 
     def aside(self, work: Callable[[], None], done: Callable[[], None]) -> ThreadJob:
         """Do `work` in a thread; `done` follows on the loop."""
@@ -63,6 +64,16 @@ class Background:
         """Call `look` on the loop in `seconds`, unless the machine is closed by then."""
         self._soon(lambda: self._remind(seconds, look))
 
+    def when_idle(self, then: Callable[[], None]) -> None:
+        """Call `then`, lock held, once no errand is under way: now, or when the last one is over.
+
+        What follows from an errand has been done by then, and may have begun another.
+        """
+        if self._jobs:
+            self._waiting.append(then)
+        else:
+            then()
+
     def close(self) -> None:
         """Wait for all threads: the memory they work on is about to go."""
         for job in tuple(self._jobs):
@@ -72,6 +83,10 @@ class Background:
     def _over(self, job: ThreadJob, done: Callable[[], None]) -> None:
         self._jobs.discard(job)
         done()
+        if not self._jobs:
+            waiting, self._waiting = self._waiting, []
+            for then in waiting:
+                then()
 
     def _remind(self, seconds: float, look: Callable[[], None]) -> None:
         self._loop.call_later(seconds, lambda: self._soon(look))

@@ -4,6 +4,8 @@
     ├── UsageError            an option, size or property the user gave is not acceptable
     ├── HostError             the host lacks something: /dev/kvm, a package, memory, permission
     ├── ImageError            a kernel, initrd or module cannot be used
+    ├── BadState              a saved machine is damaged, or does not fit this one
+    ├── MigrationError        a live migration did not come to its end
     ├── GuestFailure          the guest ended badly: panic, triple fault, never started
     ├── Timeout               our own --timeout fired
     ├── Interrupted           Ctrl-C or SIGTERM ended the work
@@ -43,6 +45,16 @@ class ExitStatus(IntEnum):
     GUEST_DIED = 134
 
 
+_LONGEST = 300
+"""Characters that are shown of what somebody else wrote."""
+
+
+def _plain(said: object) -> str:
+    """`said` without anything that would move a cursor, and not for pages."""
+    text = str(said)[:_LONGEST]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class MinivmmError(Exception):
     """Base of everything we raise on purpose; `str()` is the one line shown to the user."""
 
@@ -65,6 +77,24 @@ class HostError(MinivmmError):
 
 class ImageError(MinivmmError):
     """A kernel, initrd or module file cannot be used."""
+
+
+class BadState(MinivmmError):
+    """What was saved of a machine, in a snapshot or a migration stream, is damaged or does not fit.
+
+    `part` ("vmem0", "cpu1", "snapshot"), its `field` and `value`, and `why` that cannot be. All of
+    them may be as the file or the other side has them: it becomes one printable line.
+    """
+
+    def __init__(self, part: str, field: str, value: object, why: str) -> None:
+        line = f"saved state of {_plain(part)}: {_plain(field)} {_plain(value)}: {_plain(why)}"
+        super().__init__(line)
+        self.part = part
+        self.field = field
+
+
+class MigrationError(MinivmmError):
+    """A live migration did not come to its end; the machine is where it was before."""
 
 
 class GuestFailure(MinivmmError):

@@ -123,6 +123,16 @@ class MachineSpec:
         """Devices of the host."""
         return tuple(one for one in self.devices if isinstance(one, VfioPciSpec))
 
+    @property
+    def bound_by(self) -> str | None:
+        """Why such a machine cannot be saved, nor moved to another host; None if it can."""
+        if not self.passed_on:
+            return None
+        return (
+            f"{self.passed_on[0].id} is a device of this host, whose state nobody can save or move:"
+            " leave it out of a VM that is to be"
+        )
+
     def _check_companions(self, passed_on: str) -> None:
         """Raises UsageError for devices that do not go with DMA into guest memory."""
         for device in self.devices:

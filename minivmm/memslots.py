@@ -19,7 +19,8 @@ from heapq import heappop, heappush
 from typing import Protocol
 
 from minivmm.errors import HostError
-from minivmm.kvm.hypervisor import HypervisorVm
+from minivmm.kvm.abi import Cap
+from minivmm.kvm.hypervisor import Hypervisor, HypervisorVm
 from minivmm.memory.guest import Slot
 from minivmm.units import GIB, TIB, format_size
 
@@ -40,6 +41,31 @@ def range_size(sparse: int, block: int, limit: int) -> int:
     while sparse // size > limit * 3 // 4:
         size *= 2
     return size
+
+
+class MemslotLog(Protocol):
+    """Who wants to know what is written to guest memory; see write_log.py."""
+
+    def plugged(self, gpa: int, length: int) -> None:
+        """These bytes, whatever is in them, are memory now."""
+
+    def leaving(self, memslot: Memslot) -> None:
+        """KVM's log of `memslot` is about to be lost with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memslot:
+    """What KVM knows as memslot `number`: `length` bytes at `gpa`, `offset` of a region."""
+
+    number: int
+    slot: Slot
+    offset: int
+    length: int
+
+    @property
+    def gpa(self) -> int:
+        """Guest physical address of its first byte."""
+        return self.slot.gpa + self.offset
 
 
 @dataclass(slots=True)
@@ -108,6 +134,8 @@ class Memslots:
         self._free: list[int] = []
         self._next = 0
         self._regions: dict[int, _Sparse] = {}
+        self._known: dict[int, Memslot] = {}
+        self._log: MemslotLog | None = None
         self.range_size = range_size(sparse, block, limit)
         """Bytes of a region that share a memslot unless narrowed."""
         self.changes = 0
@@ -138,6 +166,8 @@ class Memslots:
             undo.pop_all()
         region.count(offset, length, 1)
         self.changes += 1
+        if self._log is not None:
+            self._log.plugged(slot.gpa + offset, length)
 
     def on_unplug(self, slot: Slot, offset: int, length: int) -> None:
         """Memslots with nothing plugged in them are given up."""
@@ -191,6 +221,26 @@ class Memslots:
         self.changes += found
         return found
 
+    @property
+    def all(self) -> tuple[Memslot, ...]:
+        """Every memslot that KVM has now."""
+        return tuple(self._known.values())
+
+    def log_to(self, log: MemslotLog | None) -> None:
+        """Have KVM keep a log of every memslot, those to come as well, for `log`; None ends it.
+
+        vCPUs may run. Raises HostError if KVM cannot, and then nothing is logged.
+        """
+        self._log = log
+        try:
+            for memslot in self._known.values():
+                self._set(memslot)
+        except HostError:
+            if log is not None:
+                with suppress(HostError):  # a log that nobody reads costs time, no more
+                    self.log_to(None)
+                raise
+
     def inspect(self) -> dict[str, object]:
         """Counts, and in bytes: the size of a range, and how much of sparse regions is covered."""
         regions = self._regions.values()
@@ -243,16 +293,23 @@ class Memslots:
 
     def _delete(self, region: _Sparse, piece: _Piece) -> None:
         slot = region.slot
+        if self._log is not None:
+            self._log.leaving(self._known[piece.number])
         self._vm.set_memory_region(
             piece.number, slot.gpa + piece.offset, 0, slot.region.hva + piece.offset
         )
+        del self._known[piece.number]
         del region.pieces[bisect_left(region.pieces, piece.offset, key=lambda known: known.offset)]
         heappush(self._free, piece.number)
 
     def _create(self, slot: Slot, offset: int, length: int) -> int:
-        return self._take(slot.gpa + offset, length, slot.region.hva + offset, slot.name)
+        logged = self._log is not None
+        hva = slot.region.hva + offset
+        number = self._take(slot.gpa + offset, length, hva, slot.name, logged=logged)
+        self._known[number] = Memslot(number, slot, offset, length)
+        return number
 
-    def _take(self, gpa: int, length: int, hva: int, name: str) -> int:
+    def _take(self, gpa: int, length: int, hva: int, name: str, *, logged: bool = False) -> int:
         """Set a memslot; returns its number. Raises HostError if KVM refuses or has no more."""
         number = self._free[0] if self._free else self._next
         if number >= self._limit:
@@ -260,12 +317,19 @@ class Memslots:
                 f"{name}: no memslot is left for {format_size(length)} at"
                 f" {gpa:#x} (KVM has {self._limit}): use fewer or larger blocks"
             )
-        self._vm.set_memory_region(number, gpa, length, hva)
+        self._vm.set_memory_region(number, gpa, length, hva, logged=logged)
         if self._free:
             heappop(self._free)
         else:
             self._next += 1
         return number
+
+    def _set(self, memslot: Memslot) -> None:
+        """Tell KVM whether a memslot that it has shall be logged."""
+        hva = memslot.slot.region.hva + memslot.offset
+        self._vm.set_memory_region(
+            memslot.number, memslot.gpa, memslot.length, hva, logged=self._log is not None
+        )
 
 
 class SparseSpec(Protocol):
@@ -280,8 +344,9 @@ class SparseSpec(Protocol):
         """Bytes of a block."""
 
 
-def memslots_for(vm: HypervisorVm, limit: int, regions: Sequence[SparseSpec]) -> Memslots:
+def memslots_for(vm: HypervisorVm, system: Hypervisor, regions: Sequence[SparseSpec]) -> Memslots:
     """Memslots for a machine that will have these sparse regions, besides RAM."""
+    limit = system.check(Cap.NR_MEMSLOTS)
     sparse = sum(region.size for region in regions)
     block = max((region.block_size for region in regions), default=0)
     return Memslots(vm, limit, sparse=sparse, block=block)

@@ -12,11 +12,15 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from minivmm.devices.virtio_balloon.pages import PAGE, Pages
+from minivmm.devices.virtio_balloon.saved import BALLOON, NO_ROLE
 from minivmm.devices.virtio_balloon.spec import VirtioBalloonSpec
 from minivmm.devices.virtio_balloon.statistics import Statistics
+from minivmm.errors import BadState
 from minivmm.memory.guest import GuestMemory
+from minivmm.saved import build, parse, require
 from minivmm.spec.virtio_balloon import DEVICE_ID, BalloonConfig, Feature, Queue
 from minivmm.units import MIB
 from minivmm.virtio.device import DeviceTraits, Signals, VirtioDevice
@@ -63,6 +67,9 @@ class VirtioBalloon(VirtioDevice):
         self._roles: dict[int, Queue] = {}
         self._report: tuple[Chain, deque[tuple[int, int]]] | None = None
         """A report that is being worked on, and what is left of it."""
+        self._had_buffer = False
+        self._had_report: Any = None
+        """What was saved of `_report`, until the chains are known as well."""
 
     @property
     def size(self) -> int:
@@ -161,6 +168,11 @@ class VirtioBalloon(VirtioDevice):
             self.statistics.forget_driver()
             self.statistics.poll_every(self.statistics.interval)
 
+    def on_broken(self) -> None:
+        """What was under way is nobody's any more."""
+        self._report = None
+        self.statistics.forget_driver()
+
     def reset(self) -> None:
         """The driver is gone, and with it what it called its balloon; the host's wish stays."""
         self._report = None
@@ -169,6 +181,53 @@ class VirtioBalloon(VirtioDevice):
         self._roles = {}
         self.statistics.forget_driver()
         self._set_actual(0)
+
+    # -- saved state -----------------------------------------------------------------------------
+
+    def save_state(self) -> bytes:
+        """The host's wish, the driver's word, and what is under way."""
+        return build(
+            BALLOON,
+            features=self.features,
+            num_pages=self.num_pages,
+            actual=self.actual,
+            poison=self._poison,
+            roles=[self._roles.get(index, NO_ROLE) for index in range(len(Queue))],
+            **self.pages.inspect(),
+            statistics=self.statistics.save(),
+            report=self._report and [{"gpa": at, "length": size} for at, size in self._report[1]],
+        )
+
+    def load_state(self, data: bytes) -> None:
+        """Take it over; what is under way is found again by `adopt`. Raises BadState."""
+        saved = parse(self.identifier, BALLOON, data)
+        roles = {index: role for index, role in enumerate(saved.roles) if role != NO_ROLE}
+        known = set(roles.values()) <= set(Queue) and len(set(roles.values())) == len(roles)
+        require(known, self.identifier, "queues", list(saved.roles), "each is for one purpose")
+        self.features = saved.features
+        self.num_pages, self.actual, self._poison = saved.num_pages, saved.actual, saved.poison
+        self._roles = {index: Queue(role) for index, role in roles.items()}
+        self.pages.load(saved)
+        self.statistics.load(saved.statistics)
+        self._report = None
+        self._had_buffer, self._had_report = saved.statistics.has_buffer, saved.report
+
+    def adopt(self, queues: tuple[VirtQueue | None, ...]) -> None:
+        """The buffer for statistics, and the report that is not done. Raises BadState."""
+        if self._had_buffer:
+            self.statistics.adopt(self._chain_of(Queue.STATS, queues))
+        if self._had_report is not None:
+            parts = deque((part.gpa, part.length) for part in self._had_report)
+            self._report = self._chain_of(Queue.REPORTING, queues), parts
+        self._had_buffer, self._had_report = False, None
+
+    def _chain_of(self, role: Queue, queues: tuple[VirtQueue | None, ...]) -> Chain:
+        """The chain that is in flight in the queue for `role`. Raises BadState without one."""
+        for index, played in self._roles.items():
+            queue = queues[index]
+            if played is role and queue is not None and queue.in_flight:
+                return queue.in_flight[0]
+        raise BadState(self.identifier, "buffer", role.name, "the queue has none in flight")
 
     # -- inside ----------------------------------------------------------------------------------
 

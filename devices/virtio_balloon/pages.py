@@ -7,6 +7,7 @@ It keeps no record of which pages are in the balloon: nothing can get stale when
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from minivmm.errors import GuestAddressError
 from minivmm.memory.guest import GuestMemory
@@ -44,6 +45,10 @@ class Pages:
         except GuestAddressError as error:
             self.refused += length
             self._signals.trace("refused", why=str(error))
+
+    def load(self, saved: Any) -> None:
+        """Go on counting from what was saved."""
+        self.freed, self.kept, self.refused = saved.freed, saved.kept, saved.refused
 
     def inspect(self) -> dict[str, object]:
         """The counts, in bytes."""

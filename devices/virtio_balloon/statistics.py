@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable
+from typing import Any
 
 from minivmm.spec.virtio_balloon import Stat, StatTag
 from minivmm.virtio.queue.queue import Chain, VirtQueue
@@ -81,6 +82,31 @@ class Statistics:
         self._wanted = False
         self._polling = False
 
+    def save(self) -> dict[str, object]:
+        """Values of saved.STATISTICS."""
+        return {
+            "interval": self.interval,
+            "last_update": self.last_update,
+            "stats": list(self.values.values()),
+            "has_buffer": self._buffer is not None,
+            "wanted": self._wanted,
+            "polling": self._polling,
+        }
+
+    def load(self, saved: Any) -> None:
+        """Go on asking; the driver's buffer follows by `adopt`."""
+        self.interval = saved.interval
+        self.last_update = saved.last_update
+        self.values = dict(zip(NAMES.values(), saved.stats, strict=True))
+        self._wanted, self._polling = saved.wanted, saved.polling
+        self._buffer = None
+        if self._polling and self.interval:
+            self._look_later()
+
+    def adopt(self, buffer: Chain) -> None:
+        """The driver's buffer, which another process had."""
+        self._buffer = buffer
+
     def to_json(self) -> dict[str, object]:
         """As QEMU's property guest-stats."""
         return {"last-update": self.last_update, "stats": dict(self.values)}
@@ -88,6 +114,9 @@ class Statistics:
     def _poll(self) -> None:
         self._wanted = True
         self._ask()
+        self._look_later()
+
+    def _look_later(self) -> None:
         seconds = self.interval
         if seconds not in self._timers:
             self._timers.add(seconds)

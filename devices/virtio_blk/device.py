@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from minivmm.devices.virtio_blk.requests import (
     MOST_DISCARDED,
@@ -21,7 +22,10 @@ from minivmm.devices.virtio_blk.requests import (
     perform,
     read_request,
 )
+from minivmm.devices.virtio_blk.saved import BLK
 from minivmm.devices.virtio_blk.spec import VirtioBlkSpec
+from minivmm.errors import HostError
+from minivmm.saved import build, parse, require
 from minivmm.spec.virtio_blk import DEVICE_ID, SECTOR, BlkConfig, Feature, Status
 from minivmm.units import MIB
 from minivmm.virtio.device import DeviceTraits, VirtioDevice
@@ -134,6 +138,11 @@ class VirtioBlk(VirtioDevice):
             self._conclude()
             self.signals.kick(index)  # more may wait than a batch takes
 
+    def conclude(self) -> None:
+        """Answer the batch at work, if it is over."""
+        if self._batch is not None and self._batch.job.over:
+            self._conclude()
+
     def forget_queue(self, index: int) -> None:
         """What is at work is finished first (GEN-D-7)."""
         self._finish()
@@ -143,6 +152,39 @@ class VirtioBlk(VirtioDevice):
         self._finish()
         self._writeback = True
         self.features = 0
+
+    def save_state(self) -> bytes:
+        """What the driver chose, and what the file is like; all written data is stable by then.
+
+        Raises HostError if the host cannot make it so.
+        """
+        try:
+            self.disk.flush()
+        except OSError as error:
+            raise HostError(
+                f"{self.identifier}: {self.spec.file} cannot be flushed: {error.strerror}: the"
+                " disk may have lost data, and must not be saved"
+            ) from error
+        return build(
+            BLK,
+            features=self.features,
+            size=self.disk.size,
+            changed=self.disk.changed,
+            writeback=self._writeback,
+            failures=self.failures,
+        )
+
+    def load_state(self, data: bytes) -> None:
+        """Go on with a file that has the content of then. Raises BadState."""
+        name, disk = self.identifier, self.disk
+        saved = parse(name, BLK, data)
+        require(saved.size == disk.size, name, "size", saved.size, f"the file has {disk.size}")
+        if saved.changed and disk.changed:
+            same = saved.changed == disk.changed
+            require(same, name, "file", self.spec.file, _changed(saved.changed, disk.changed))
+        self.features = saved.features
+        self._writeback = saved.writeback
+        self.failures = saved.failures
 
     def close(self) -> None:
         """Let go of the file."""
@@ -220,3 +262,17 @@ class VirtioBlk(VirtioDevice):
             answer=request.status.name,
             why=request.why,
         )
+
+
+def _changed(then: int, now: int) -> str:
+    """What is said of a file that was written between two times, in nanoseconds since 1970."""
+    return (
+        f"it was last written at {_moment(now)}, when saved at {_moment(then)}, and the guest does"
+        " not expect other content: put that of then back, with its time (cp -p; touch -d)"
+    )
+
+
+def _moment(nanoseconds: int) -> str:
+    """As touch(1) reads it."""
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return f"{datetime.fromtimestamp(min(seconds, 10**11), UTC):%Y-%m-%dT%H:%M:%S}.{rest:09}Z"

@@ -80,6 +80,12 @@ class Disk:
         for at in range(offset, offset + length, len(_ZEROES)):
             self.write(at, memoryview(_ZEROES)[: offset + length - at])
 
+    @property
+    def changed(self) -> int:
+        """When the file was last written, in nanoseconds since 1970; 0 for a block device."""
+        found = os.fstat(self._fd)
+        return found.st_mtime_ns if stat.S_ISREG(found.st_mode) else 0
+
     def close(self) -> None:
         """Let go of the file. Harmless when repeated."""
         if self._fd >= 0:

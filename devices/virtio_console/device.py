@@ -5,8 +5,13 @@ What flows through the ports is port.py's and its owner's matter; the guest agen
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from minivmm.devices.virtio_console.port import Port
+from minivmm.devices.virtio_console.saved import CONSOLE
 from minivmm.devices.virtio_console.spec import VirtioConsoleSpec
+from minivmm.saved import build, parse, require
 from minivmm.spec.virtio_console import (
     CONTROL_RECEIVE_QUEUE,
     CONTROL_TRANSMIT_QUEUE,
@@ -37,6 +42,8 @@ Three commands with input at once, or four without; two queues a port cost a dri
 QUEUE_SIZE = 16
 """Descriptors of each queue. Linux fills receive queues with a page per descriptor: 64 KiB each."""
 
+_POSTED = {Event.PORT_ADD, Event.PORT_NAME, Event.CONSOLE_PORT, Event.PORT_OPEN}
+"""Messages to the driver."""
 _CONFIG = ConsoleConfig(max_nr_ports=len(PORT_NAMES)).build()
 _EMERGENCY = ConsoleConfig.OFFSETS["emerg_wr"]
 
@@ -56,6 +63,10 @@ class VirtioConsole(VirtioDevice):
     def __init__(self, spec: VirtioConsoleSpec | None = None) -> None:
         spec = spec or VirtioConsoleSpec()
         super().__init__(spec.id, spec)
+        self.lives = 0
+        """How many times the guest went on in another process."""
+        self.on_restore: Callable[[], None] = lambda: None
+        """Called when it has, with `lives` increased; the agent's host side sets it."""
         self._multiport = False
         self._ports_added = False
         self.ports = tuple(self._make_port(number) for number in range(len(PORT_NAMES)))
@@ -125,6 +136,64 @@ class VirtioConsole(VirtioDevice):
         """Nothing passes a port any more: their owners would wait for ever."""
         for port in self.ports:
             port.forget_driver()
+
+    # -- saved state -----------------------------------------------------------------------------
+
+    def save_state(self) -> bytes:
+        """What the driver was told and is to be told, and every port."""
+        outbox = [
+            {"port": number, "event": event, "value": value}
+            for (number, event), value in self._outbox.items()
+        ]
+        return build(
+            CONSOLE,
+            features=self.features,
+            lives=self.lives,
+            ports_added=self._ports_added,
+            outbox=outbox,
+            ready=sum(1 << number for number in self._ready),
+            ports=[port.save() for port in self.ports],
+        )
+
+    def load_state(self, data: bytes) -> None:
+        """Take it over. Owners of ports learn of it by `on_restore`. Raises BadState."""
+        saved = parse(self.identifier, CONSOLE, data)
+        self._judge(saved)
+        self.features = saved.features
+        self._multiport = bool(saved.features >> Feature.MULTIPORT & 1)
+        self.lives = saved.lives
+        self._ports_added = saved.ports_added
+        self._outbox = {(one.port, Event(one.event)): one.value for one in saved.outbox}
+        self._ready = {port.id for port in self.ports if saved.ready >> port.id & 1}
+        for port, state in zip(self.ports, saved.ports, strict=True):
+            port.load(state)
+
+    def adopt(self, queues: tuple[VirtQueue | None, ...]) -> None:
+        """Ports have their empty buffers back."""
+        for port in self.ports:
+            queue = queues[receive_queue(port.id)]
+            if queue is not None and (self._multiport or port.id == CONSOLE_PORT):
+                port.adopt(queue.in_flight)
+
+    def on_restored(self) -> None:
+        """The owners that the guest knew of are gone."""
+        self.lives = self.lives + 1 & 0xFFFF_FFFF
+        self.on_restore()
+
+    def _judge(self, saved: Any) -> None:
+        """Raises BadState unless a guest could have brought a console into that state."""
+        name, count = self.identifier, len(self.ports)
+        require(len(saved.ports) == count, name, "ports", len(saved.ports), f"it has {count}")
+        known = not saved.ready >> count
+        require(known, name, "ready ports", f"{saved.ready:#x}", f"it has {count} ports")
+        keys = [(one.port, one.event) for one in saved.outbox]
+        for number, event in keys:
+            right = number < count and event in _POSTED
+            require(right, name, "message", f"{event} of port {number}", "it sends no such thing")
+        require(len(set(keys)) == len(keys), name, "messages", len(keys), "some are there twice")
+        for number, port in enumerate(saved.ports):
+            empty = not (port.drained and port.backlog)
+            require(empty, name, f"port {number}", "drained", "it has something to be sent")
 
     def inspect(self) -> dict[str, object]:
         """State of every port."""

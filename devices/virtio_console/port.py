@@ -6,7 +6,8 @@ Knows queues and buffers; the control messages that open, close and name ports a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from minivmm.errors import DeviceBroken
 from minivmm.spec.virtio_console import receive_queue, transmit_queue
@@ -159,6 +160,27 @@ class Port:
             self.guest_open = False
             self.discard()
             self._tell_open(False)
+
+    def save(self) -> dict[str, object]:
+        """Values of saved.PORT; the owner, and whether it throttles, stay with this process."""
+        return {
+            "guest_open": self.guest_open,
+            "host_open": self.host_open,
+            "drained": self._drained,
+            "pool": self._pool,
+            "backlog": b"".join(self._backlog),
+        }
+
+    def load(self, saved: Any) -> None:
+        """Take them over; nobody is told, and buffers follow by `adopt`."""
+        self.guest_open, self.host_open = saved.guest_open, saved.host_open
+        self._drained, self._pool = saved.drained, saved.pool
+        self._backlog = deque([memoryview(saved.backlog)] if saved.backlog else ())
+        self._buffers.clear()
+
+    def adopt(self, buffers: Iterable[Chain]) -> None:
+        """Empty buffers that the driver supplied to another process."""
+        self._buffers.extend(buffers)
 
     def inspect(self) -> dict[str, object]:
         """State for people; sizes in bytes, buffers counted."""

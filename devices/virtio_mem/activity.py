@@ -8,12 +8,32 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from minivmm.devices.virtio_mem.saved import (
+    NEVER,
+    NO_TARGET,
+    age,
+    load_counts,
+    moment,
+    save_counts,
+)
+from minivmm.saved import require
 from minivmm.spec.virtio_mem import RequestType, ResponseType
 
 _SIGN = {RequestType.PLUG: 1, RequestType.UNPLUG: -1}
 _LONGEST_TEXT = 200
+TIMES = (
+    "target_at",
+    "config_at",
+    "request_at",
+    "plug_at",
+    "unplug_at",
+    "progress_at",
+    "change_at",
+)
+"""Attributes of an Activity that are times."""
 
 
 @dataclass(slots=True)
@@ -106,6 +126,31 @@ class Activity:
         self.run = None
         self.missing_features = 0
 
+    def save(self) -> dict[str, object]:
+        """Values of saved.ACTIVITY."""
+        now, run = self.clock(), self.run
+        return {
+            **{name: age(getattr(self, name), now) for name in TIMES},
+            "target": NO_TARGET if self.target is None else self.target,
+            "answers": save_counts(self.answers),
+            "moved": self.moved,
+            "missing_features": self.missing_features,
+            "run": run and asdict(run) | {"began": age(run.began, now)},
+        }
+
+    def load(self, name: str, saved: Any) -> None:
+        """Take what was saved over. Raises BadState about device `name`."""
+        now = self.clock()
+        for field in TIMES:
+            setattr(self, field, moment(getattr(saved, field), now))
+        began = saved.target_at != NEVER
+        require(began, name, "target", "never set", "a device has one from its beginning")
+        self.target = None if saved.target == NO_TARGET else saved.target
+        self.answers = load_counts(name, saved.answers)
+        self.moved = saved.moved
+        self.missing_features = saved.missing_features
+        self.run = _load_run(name, saved.run, now)
+
     def _count(
         self, request: RequestType, answer: ResponseType, blocks: int, why: str, now: float
     ) -> None:
@@ -115,3 +160,15 @@ class Activity:
         else:
             run.times += 1
             run.request, run.blocks, run.why = request, blocks, why
+
+
+def _load_run(name: str, saved: Any, now: float) -> Run | None:
+    if saved is None:
+        return None
+    known = saved.answer in set(ResponseType) and saved.request in set(RequestType)
+    what = f"{saved.answer} to {saved.request}"
+    require(known, name, "latest answer", what, "there is no such answer or request")
+    require(saved.began != NEVER, name, "latest answer", what, "it was never given")
+    began = moment(saved.began, now) or 0.0
+    answer, request = ResponseType(saved.answer), RequestType(saved.request)
+    return Run(answer, saved.times, began, request, saved.blocks, saved.why)

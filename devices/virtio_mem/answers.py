@@ -27,6 +27,8 @@ class Situation:
     """Guest physical address of the region."""
     usable_region_size: int
     requested_size: int
+    migrating: bool = False
+    """The machine is on its way to another process: blocks stay as they are."""
 
     def first_block(self, request: MemRequest) -> int:
         """Number of the block that `request` starts with."""
@@ -70,10 +72,21 @@ def _some_unplugged(request: MemRequest, now: Situation) -> bool:
     return now.state(request) is not BlockState.PLUGGED
 
 
+def _migrating(_: MemRequest, now: Situation) -> bool:
+    return now.migrating
+
+
+def _migrating_some(_: MemRequest, now: Situation) -> bool:
+    """UNPLUG_ALL of nothing changes nothing, so it does no harm (reference A.7, row 6)."""
+    return now.migrating and now.blocks.plugged_size > 0
+
+
 OUTSIDE = Refusal(_outside, ResponseType.ERROR, "not whole blocks inside the usable region")
 BEYOND_TARGET = Refusal(_beyond_target, ResponseType.NACK, "more than requested-size")
 SOME_PLUGGED = Refusal(_some_plugged, ResponseType.ERROR, "a block is already plugged")
 SOME_UNPLUGGED = Refusal(_some_unplugged, ResponseType.ERROR, "a block is already unplugged")
+MIGRATING = Refusal(_migrating, ResponseType.BUSY, "the VM is being migrated")
+MIGRATING_SOME = Refusal(_migrating_some, ResponseType.BUSY, MIGRATING.why)
 UNKNOWN_TYPE = Refusal(lambda *_: True, ResponseType.ERROR, "unknown request type")
 
 TABLE: dict[int, tuple[Refusal, ...]] = {
@@ -81,12 +94,16 @@ TABLE: dict[int, tuple[Refusal, ...]] = {
         OUTSIDE,  # MEM-D-26
         BEYOND_TARGET,  # reference A.8-3
         SOME_PLUGGED,  # MEM-D-27
+        MIGRATING,  # MEM-D-28
     ),
     RequestType.UNPLUG: (
         OUTSIDE,  # MEM-D-32
         SOME_UNPLUGGED,  # MEM-D-33; going below requested_size is fine (reference A.8-5)
+        MIGRATING,  # MEM-D-34
     ),
-    RequestType.UNPLUG_ALL: (),  # MEM-D-39, even if nothing is plugged (reference A.8-9)
+    RequestType.UNPLUG_ALL: (  # MEM-D-39, even if nothing is plugged (reference A.8-9)
+        MIGRATING_SOME,  # MEM-D-38
+    ),
     RequestType.STATE: (
         OUTSIDE,  # MEM-D-44
     ),

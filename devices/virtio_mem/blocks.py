@@ -69,11 +69,22 @@ class Blocks:
 
         Ascending. All blocks by default, which walks the region.
         """
+        return self._ranges(_PLUGGED, _UNPLUGGED, first, count)
+
+    def unplugged_ranges(
+        self, first: int = 0, count: int | None = None
+    ) -> Iterator[tuple[int, int]]:
+        """The same of unplugged blocks."""
+        return self._ranges(_UNPLUGGED, _PLUGGED, first, count)
+
+    def _ranges(
+        self, wanted: bytes, other: bytes, first: int, count: int | None
+    ) -> Iterator[tuple[int, int]]:
         end = self.count if count is None else first + count
-        at = self._states.find(_PLUGGED, first, end)
+        at = self._states.find(wanted, first, end)
         while at >= 0:
-            stop = self._states.find(_UNPLUGGED, at, end)
+            stop = self._states.find(other, at, end)
             if stop < 0:
                 stop = end
             yield at, stop - at
-            at = self._states.find(_PLUGGED, stop, end)
+            at = self._states.find(wanted, stop, end)

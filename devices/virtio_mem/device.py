@@ -11,22 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import islice
-from time import monotonic
 
 from minivmm.devices.virtio_mem.activity import Activity
+from minivmm.devices.virtio_mem.answers import MIGRATING
 from minivmm.devices.virtio_mem.blocks import Blocks
 from minivmm.devices.virtio_mem.host_side import HostSide
 from minivmm.devices.virtio_mem.intruders import Intruders
 from minivmm.devices.virtio_mem.ledger import Ledger
+from minivmm.devices.virtio_mem.saved import MEM, judge
 from minivmm.devices.virtio_mem.service import Service
 from minivmm.devices.virtio_mem.shortage import Shortage
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.devices.virtio_mem.state import Range, RegionState
 from minivmm.devices.virtio_mem.tap import tell_requests
-from minivmm.errors import UsageError
+from minivmm.errors import HostError, UsageError
 from minivmm.memory.guest import GuestMemory
 from minivmm.memory.layout import Window
 from minivmm.memory.region import Region
+from minivmm.saved import build, parse
 from minivmm.spec.virtio_mem import DEVICE_ID, Feature, MemConfig
 from minivmm.virtio.device import DeviceTraits, Signals, VirtioDevice
 from minivmm.virtio.errands import Errands
@@ -141,6 +143,20 @@ class VirtioMem(VirtioDevice):
         self.activity.config_sent()
         self.signals.config()
 
+    @property
+    def migrating(self) -> bool:
+        """Is the machine on its way to another process?"""
+        return self.state.migrating
+
+    @migrating.setter
+    def migrating(self, going: bool) -> None:
+        """While it is, no block changes: PLUG, UNPLUG and UNPLUG_ALL are BUSY, STATE answers.
+
+        What the host is at work on (`at_work`) ends as it had begun. Follow the end by `kick`: a
+        driver that was told BUSY is waiting (MEM-D-28, MEM-D-34, MEM-D-38).
+        """
+        self.state.migrating = going
+
     def resident(self) -> int:
         """Bytes of host memory that the region occupies."""
         return self.region.usage().resident
@@ -239,6 +255,10 @@ class VirtioMem(VirtioDevice):
         """Serve the requests that wait. Raises DeviceBroken for malformed ones."""
         self.service.serve(queue)
 
+    def conclude(self) -> None:
+        """Answer what the host has done its part for."""
+        self.service.conclude()
+
     def forget_queue(self, index: int) -> None:
         """What the driver asked for last is finished first (GEN-D-7)."""
         self.service.finish()
@@ -251,18 +271,59 @@ class VirtioMem(VirtioDevice):
     def system_reset(self) -> None:
         """Unplug everything and shrink the usable region; the target stays (MEM-D-8, MEM-D-22).
 
-        If the host refuses, blocks stay plugged and the next driver has to unplug them.
+        If the host refuses, or the machine is being migrated, blocks stay plugged and the next
+        driver has to unplug them (UNPLUG_ALL).
         """
         self.state.unpromised = False
-        error = self.service.unplug_everything()
-        if error:
-            self.signals.trace("system-reset", why=str(error))
+        why = MIGRATING.why if self.migrating else self.service.unplug_everything()
+        if why:
+            self.signals.trace("system-reset", why=str(why))
             self._guard_unplugged()
+
+    # -- saved state -----------------------------------------------------------------------------
+
+    def save_state(self) -> bytes:
+        """Sizes, plugged blocks, and what there is to tell of the driver; not their content."""
+        return build(
+            MEM,
+            features=self.features,
+            requested_size=self.requested_size,
+            usable_region_size=self.usable_region_size,
+            unpromised=self.state.unpromised,
+            runs=list(self.blocks.plugged_ranges()),
+            counts=self.ledger.save(),
+            activity=self.activity.save(),
+            short_of=self.shortage.short_of,
+            short_why=self.shortage.why,
+            **self.intruders.save(self.activity.clock()),
+        )
+
+    def load_state(self, data: bytes) -> None:
+        """Plug the same blocks, and remember the same. Raises BadState or HostError.
+
+        Blocks that are plugged already keep their content, those that are not to be lose it.
+        """
+        name = self.identifier
+        saved = parse(name, MEM, data)
+        judge(name, saved, self.state, insists=self.spec.insists)
+        self.features = saved.features
+        self.ledger.load(name, saved.counts)
+        self.activity.load(name, saved.activity)
+        self.intruders.load(saved, self.activity.clock())
+        error = self.service.plug_exactly(saved.runs)
+        if error:
+            raise HostError(f"{name}: the host cannot plug what was plugged: {error}") from error
+        self.state.requested_size = saved.requested_size
+        self.state.usable_region_size = saved.usable_region_size
+        self.state.unpromised = saved.unpromised
+        self._guard_unplugged()
+        self._told_size = self.plugged_size
+        self.shortage.load(saved.short_of, saved.short_why)
 
     # -- inside ----------------------------------------------------------------------------------
 
     def _on_change(self, unplugged: Sequence[Range]) -> None:
-        now, size = monotonic(), self.block_size
+        now, size = self.activity.clock(), self.block_size
         for offset, length in unplugged:
             self.intruders.unplugged(offset // size, length // size, now)
         self._guard_unplugged()  # the usable region may have shrunk

@@ -10,8 +10,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from minivmm.devices.virtio_mem.saved import age, moment
 from minivmm.memory.guest import Occupancy
 from minivmm.memory.layout import Window
 from minivmm.memory.region import Region
@@ -113,7 +114,7 @@ class Intruders:
         (MEM-D-20). If the block was plugged since KVM saw the access, then what is in it.
         """
         if self._occupancy.covers(offset, size):
-            return int.from_bytes(self._region.view(offset, size), "little")
+            return int.from_bytes(self._region.peek(offset, size), "little")
         if offset + size > self._occupancy.readable:
             self._record_cpu(offset, size, write=False)
         return 0
@@ -136,6 +137,24 @@ class Intruders:
         `now` is CLOCK_MONOTONIC in seconds.
         """
         self._unplugs.append((first, count, now))
+
+    def save(self, now: float) -> dict[str, object]:
+        """How many there were, and what was unplugged when; the accesses themselves are history."""
+        unplugs = [
+            {"first": first, "count": count, "at": age(then, now)}
+            for first, count, then in self._unplugs
+        ]
+        return {"intrusions": self.count, "unplugs": unplugs}
+
+    def load(self, saved: Any, now: float) -> None:
+        """Take over what `save` gave."""
+        self.count = saved.intrusions
+        self.recent.clear()
+        self._unplugs.clear()
+        for one in saved.unplugs:
+            then = moment(one.at, now)
+            if then is not None:
+                self._unplugs.append((one.first, one.count, then))
 
     def inspect(self) -> dict[str, object]:
         """How many there were, and lines on the last few."""

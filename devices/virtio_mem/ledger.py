@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from typing import Any
 
 from minivmm.devices.virtio_mem.activity import Activity
+from minivmm.devices.virtio_mem.saved import UNKNOWN, load_counts, save_counts
 from minivmm.spec.virtio_mem import BlockState, MemRequest, RequestType, ResponseType
 from minivmm.virtio.device import Signals
 
@@ -54,7 +56,7 @@ class Ledger:
 
         `found` is what the answer to STATE tells.
         """
-        asked = _NAMES.get(request.type, "UNKNOWN")
+        asked = _NAMES.get(request.type, UNKNOWN)
         self._counts[asked, answer.name] += 1
         self._activity.answered(request.type, answer, request.nb_blocks, why)
         if answer is ResponseType.ACK and request.type != RequestType.STATE:
@@ -66,6 +68,15 @@ class Ledger:
         if why:
             fields["why"] = why
         signals.trace("answer", **fields)
+
+    def save(self) -> list[dict[str, object]]:
+        """The counts, as values of saved.COUNTS."""
+        return save_counts(self._counts)
+
+    def load(self, name: str, saved: Any) -> None:
+        """Go on counting from there; what moved lately was elsewhere. Raises BadState."""
+        self._counts = load_counts(name, saved)
+        self.moves.clear()
 
     def counts(self) -> dict[str, dict[str, int]]:
         """How often each request got each answer: {"PLUG": {"ACK": 3}}."""

@@ -6,10 +6,11 @@ one that takes long, the others wait in the ring, and the lock is free.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from minivmm.devices.virtio_mem import answers, messages
+from minivmm.devices.virtio_mem.blocks import Blocks
 from minivmm.devices.virtio_mem.host_side import Host, Work
 from minivmm.devices.virtio_mem.ledger import Ledger
 from minivmm.devices.virtio_mem.shortage import Shortage
@@ -88,6 +89,11 @@ class Service:
             if self._pending:
                 return
 
+    def conclude(self) -> None:
+        """Answer the request that the host's work is over for, if there is one; begin no other."""
+        if self._pending and self._pending.job.over:
+            self._conclude()
+
     def finish(self) -> None:
         """Wait for the host's work, if any goes on, and conclude it."""
         if self._pending:
@@ -105,11 +111,42 @@ class Service:
             self._on_change(work.leaving)
         return error
 
+    def plug_exactly(self, runs: Sequence[tuple[int, int]]) -> OSError | HostError | None:
+        """Have these runs of blocks (first, count) plugged and no others: a state is loaded.
+
+        Blocks that are plugged already keep their content. What the host refused, if it did: then
+        it is not told which are.
+        """
+        wanted = Blocks(self._state.block_size, self._state.window.size)
+        for run in runs:
+            wanted.plug(*run)
+        for work in self._between(self._state.blocks, wanted):
+            error = _attempt(work.prepare) or _attempt(work.aside) or _attempt(work.finish)
+            if error:
+                return error
+        self._state.blocks = wanted
+        return None
+
+    def _between(self, now: Blocks, wanted: Blocks) -> Iterator[Work]:
+        """What it costs the host to get from one to the other; made as it is needed."""
+        size = self._state.block_size
+        for run in now.plugged_ranges():
+            for first, count in wanted.unplugged_ranges(*run):
+                piece = first * size, count * size
+                yield self.host.unplug([piece], piece)
+        for run in wanted.plugged_ranges():
+            for first, count in now.unplugged_ranges(*run):
+                yield self.host.plug(first * size, count * size)
+
     def _begin(self, exchange: _Exchange) -> None:
         """Answer the request, or leave it in `_pending`."""
         request, state = exchange.request, self._state
         now = answers.Situation(
-            state.blocks, state.window.base, state.usable_region_size, state.requested_size
+            state.blocks,
+            state.window.base,
+            state.usable_region_size,
+            state.requested_size,
+            state.migrating,
         )
         refusal = answers.refusal(request, now)
         if refusal:

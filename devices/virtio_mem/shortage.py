@@ -42,6 +42,12 @@ class Shortage:
         self.why = ""
         self._delay = FIRST_LOOK
 
+    def load(self, length: int, why: str) -> None:
+        """Go on where another process was: it waited for `length` bytes, unless that is 0."""
+        self.over()
+        if length:
+            self.refused(length, why)
+
     def _look(self) -> None:
         self._looking = False
         if not self.short_of:

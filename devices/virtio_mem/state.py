@@ -17,6 +17,18 @@ Range = tuple[int, int]
 """(offset, length) in bytes, inside the region."""
 
 
+def usable_for(requested: int, block_size: int, region_size: int) -> int:
+    """The usable size that fits a requested size, multiple of the block size (reference D.3).
+
+    The headroom holds one block of the largest size in which Linux on x86-64 adds memory, because
+    it uses only whole ones; with less, it might silently plug nothing.
+    """
+    if requested == 0:
+        return 0
+    unit = max(LINUX_BLOCK_MAXIMUM, block_size)
+    return min(region_size, align_up(requested, unit) + unit)
+
+
 class RegionState:
     """All sizes in bytes. The region lies at `window` in guest physical addresses."""
 
@@ -27,6 +39,8 @@ class RegionState:
         self.usable_region_size = self.wanted_usable()
         self.unpromised = False
         """A driver is at work that did not promise to keep away from unplugged memory."""
+        self.migrating = False
+        """The machine is on its way to another process: no block is plugged or unplugged."""
         self.leaving: tuple[Range, ...] = ()
         """Plugged memory that the host is just taking back: not to be touched any more."""
         self.on_refused: Callable[[int, int], None] = lambda _offset, _length: None
@@ -38,15 +52,8 @@ class RegionState:
         return self.blocks.block_size
 
     def wanted_usable(self) -> int:
-        """The usable size that fits requested_size, multiple of the block size (reference D.3).
-
-        The headroom holds one block of the largest size in which Linux on x86-64 adds memory,
-        because it uses only whole ones; with less, it might silently plug nothing.
-        """
-        if self.requested_size == 0:
-            return 0
-        unit = max(LINUX_BLOCK_MAXIMUM, self.block_size)
-        return min(self.window.size, align_up(self.requested_size, unit) + unit)
+        """The usable size that fits requested_size."""
+        return usable_for(self.requested_size, self.block_size, self.window.size)
 
     def all_unplugged(self) -> None:
         """Nothing is plugged any more, hence the usable region may shrink (MEM-D-8, MEM-D-41)."""
@@ -75,13 +82,9 @@ class RegionState:
 
     def unplugged_ranges(self) -> Iterator[Range]:
         """Runs without a plugged block, ascending. Walks the region."""
-        end = 0
-        for offset, length in self.plugged_ranges(0, self.window.size):
-            if offset > end:
-                yield end, offset - end
-            end = offset + length
-        if end < self.window.size:
-            yield end, self.window.size - end
+        size = self.block_size
+        for first, count in self.blocks.unplugged_ranges():
+            yield first * size, count * size
 
     @property
     def readable(self) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from minivmm.devices.virtio_rng.saved import NO_LIMIT, RNG
 from minivmm.devices.virtio_rng.spec import VirtioRngSpec
+from minivmm.saved import build, parse, require
 from minivmm.spec.virtio_rng import DEVICE_ID, REQUEST_QUEUE
 from minivmm.virtio.device import DeviceTraits, VirtioDevice
 from minivmm.virtio.queue.queue import VirtQueue
@@ -54,6 +56,29 @@ class VirtioRng(VirtioDevice):
         if queue.publish():
             self.signals.queue(index)
 
+    def save_state(self) -> bytes:
+        """What was given, and what is left of this period."""
+        return build(
+            RNG,
+            features=self.features,
+            given=self.given,
+            left=NO_LIMIT if self._left is None else self._left,
+            period_runs=self._period_runs,
+        )
+
+    def load_state(self, data: bytes) -> None:
+        """Go on with a period that begins now. Raises BadState."""
+        name, most = self.identifier, self.spec.max_bytes
+        saved = parse(name, RNG, data)
+        left = None if saved.left == NO_LIMIT else saved.left
+        fits = left is most if left is None or most is None else left <= most
+        require(fits, name, "bytes left", left, f"max-bytes is {most}")
+        self.features = saved.features
+        self.given = saved.given
+        self._left = left
+        if saved.period_runs and not self._period_runs:
+            self._run_period()
+
     def inspect(self) -> dict[str, object]:
         """Bytes given so far, and those left in this period (None: no limit)."""
         return {**super().inspect(), "given": self.given, "left": self._left}
@@ -64,8 +89,11 @@ class VirtioRng(VirtioDevice):
             return
         self._left -= size
         if not self._period_runs:
-            self._period_runs = True
-            self.errands.later(self.spec.period / 1000, self._begin_period)
+            self._run_period()
+
+    def _run_period(self) -> None:
+        self._period_runs = True
+        self.errands.later(self.spec.period / 1000, self._begin_period)
 
     def _begin_period(self) -> None:
         self._period_runs = False

@@ -18,13 +18,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
-from minivmm.api import resizing, work
+from minivmm.api import resizing, saving, work
 from minivmm.api.booting import open_host, start, tail
 from minivmm.api.engine import Engine
 from minivmm.api.events import Following, Match
 from minivmm.api.model import DeviceModel
 from minivmm.api.plan import BootOptions, Plan, Size, make_plan
 from minivmm.api.resizing import ResizeResult
+from minivmm.api.saving import Saved
 from minivmm.api.vm import PATIENCE, Devices
 from minivmm.api.work import Completed
 from minivmm.control.tree import walk
@@ -233,6 +234,18 @@ class AsyncVm:
     async def reboot(self, timeout: float = 300.0) -> None:
         """As Vm.reboot."""
         await self.engine.reach(work.reboot(self.engine, timeout))
+
+    async def snapshot(
+        self,
+        directory: str | Path,
+        *,
+        base: str | Path | None = None,
+        track: bool = False,
+        timeout: float = 300.0,
+    ) -> Saved:
+        """As Vm.snapshot; if it is cancelled, there is none."""
+        saved = saving.snapshot(self.engine, directory, base, track, timeout)
+        return await self.engine.reach(saved)
 
     async def inspect(self, path: str = "") -> Any:
         """As Vm.inspect."""

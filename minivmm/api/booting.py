@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -14,7 +15,7 @@ from minivmm.api.engine import Engine
 from minivmm.api.plan import BootOptions, Plan, make_plan
 from minivmm.api.vm import Vm
 from minivmm.errors import HostError
-from minivmm.guest_image import GuestImage, resolve
+from minivmm.guest_image import resolve
 from minivmm.kvm.hypervisor import Hypervisor
 
 TAIL = 40
@@ -26,6 +27,7 @@ def boot(kernel: str | Path | None = None, **options: Unpack[BootOptions]) -> Vm
 
     `kernel`: a file (bzImage, vmlinux), the release of a fetched one ("6.12"), or None for the
     newest fetched; the options are BootOptions. A context manager; without `with`, close it.
+    With restore= it goes on from a snapshot (Vm.snapshot) instead, at once.
     Raises UsageError for what no machine can be, ImageError for a kernel that is none, HostError
     for what the host lacks, GuestFailure or WaitTimeout if the guest does not come up; those have
     the end of its console as a note.
@@ -62,8 +64,10 @@ def lab_command() -> str:
 
 def start(plan: Plan, system: Hypervisor) -> Engine:
     """The machine of `plan`, running; `system` is its own from here on."""
+    resolved = partial(resolve, plan.spec, shell=plan.shell)
     try:
-        image: GuestImage = resolve(plan.spec, shell=plan.shell)
+        # A restored guest needs none before it resets.
+        image = resolved() if plan.restore is None else resolved
     except BaseException:
         system.close()
         raise

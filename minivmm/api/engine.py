@@ -39,6 +39,7 @@ from minivmm.loop import EventLoop
 from minivmm.machine import Machine
 from minivmm.machine_spec import spec_to_json
 from minivmm.outcome import Outcome
+from minivmm.snapshot.restored import load, open_snapshot
 
 T = TypeVar("T")
 
@@ -59,7 +60,9 @@ class Engine:
     servers: Servers
     log: ConsoleLog
 
-    def __init__(self, plan: Plan, image: GuestImage, system: Hypervisor) -> None:
+    def __init__(
+        self, plan: Plan, image: GuestImage | Callable[[], GuestImage], system: Hypervisor
+    ) -> None:
         name = plan.spec.name or f"py{os.getpid()}-{next(_numbers)}"
         self.spec = dataclasses.replace(plan.spec, name=name)
         self.directory: runtime.MachineDir | None = None
@@ -202,9 +205,18 @@ class Engine:
             hub = ConsoleHub(self.loop)
             self.log = ConsoleLog(hub, self.loop)
             self.machine = machine = Machine(
-                self.spec, self._image, self._system, self.loop, console=hub.print
+                self.spec,
+                self._image,
+                self._system,
+                self.loop,
+                console=hub.print,
+                empty=self._plan.restore is not None,
             )
             try:
+                if self._plan.restore is not None:
+                    snapshot = open_snapshot(self._plan.restore)
+                    with self.loop.lock:
+                        load(snapshot, machine)
                 await self._serve(hub)
             finally:
                 machine.close()

@@ -13,6 +13,7 @@ from minivmm.devices.spec import DeviceSpec
 from minivmm.errors import UsageError
 from minivmm.machine_spec import DEVICE_TYPES, MachineSpec, make_device
 from minivmm.options import describe, from_mapping, outside_name, parse_pairs, unknown
+from minivmm.snapshot.restored import open_snapshot
 
 Size = int | str
 """Bytes, or a text such as "512M" (binary units)."""
@@ -127,6 +128,8 @@ class BootOptions(TypedDict, total=False):
     phys_bits: int
     console: str
     """Where the shell is, and keys go: hvc0 or ttyS0."""
+    restore: str | Path
+    """A snapshot to go on from; then the machine is that one, and only what follows may be said."""
     name: str
     """By which `minivmm top`, `trace`, ... find the machine (py and two numbers)."""
     shell: bool
@@ -152,15 +155,18 @@ class Plan:
     sockets: bool = True
     ready: bool = True
     timeout: float = READY_TIMEOUT
+    restore: Path | None = None
 
 
 _OURS = ("shell", "sockets", "ready", "timeout")
-_APART = ("devices", "append", "numa", *_OURS)
+_APART = ("devices", "append", "numa", "restore", *_OURS)
 
 
 def make_plan(kernel: str | Path | None, options: BootOptions) -> Plan:
     """The plan for boot(kernel, **options). Raises UsageError for what no machine can be."""
     given: dict[str, Any] = dict(options)
+    if given.get("restore") is not None:
+        return _restoring(kernel, given)
     values = {
         outside_name(MachineSpec, key): str(value) if isinstance(value, Path) else value
         for key, value in given.items()
@@ -176,6 +182,16 @@ def make_plan(kernel: str | Path | None, options: BootOptions) -> Plan:
         numa=tuple(parse_numa(text) for text in given.get("numa", ())),
     )
     return Plan(spec=spec, **{key: given[key] for key in _OURS if key in given})
+
+
+def _restoring(kernel: str | Path | None, given: Mapping[str, Any]) -> Plan:
+    """The plan to go on from a snapshot."""
+    for key, value in {"kernel": kernel, **given}.items():
+        if value is not None and key not in ("restore", "name", *_OURS):
+            raise UsageError(f"{key}= does not go with restore=, which brings its own machine")
+    place = Path(given["restore"])
+    spec = dataclasses.replace(open_snapshot(place).spec, name=given.get("name"))
+    return Plan(spec=spec, restore=place, **{key: given[key] for key in _OURS if key in given})
 
 
 def _devices(wanted: Sequence[Device | str]) -> tuple[DeviceSpec, ...]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from minivmm.api import resizing, work
+from minivmm.api import resizing, saving, work
 from minivmm.api.engine import Engine
 from minivmm.api.events import TraceView
 from minivmm.api.model import DeviceModel
 from minivmm.api.plan import Size
 from minivmm.api.resizing import ResizeResult
+from minivmm.api.saving import Saved
 from minivmm.api.work import Completed
 from minivmm.control.tree import walk
 from minivmm.devices.virtio_mem.verdict import Diagnosis
@@ -223,6 +225,21 @@ class Vm:
         Raises WaitTimeout, GuestFailure if it ends instead.
         """
         self.engine.wait(work.reboot(self.engine, timeout))
+
+    def snapshot(
+        self,
+        directory: str | Path,
+        *,
+        base: str | Path | None = None,
+        track: bool = False,
+        timeout: float = 300.0,
+    ) -> Saved:
+        """Save it into `directory`, which must not exist; it runs on (docs/snapshot.md).
+
+        minivmm.boot(restore=directory) goes on from there. `track` and `base` are for increments.
+        Raises Refused, UsageError, HostError, or WaitTimeout, and then there is none.
+        """
+        return self.engine.wait(saving.snapshot(self.engine, directory, base, track, timeout))
 
     def inspect(self, path: str = "") -> Any:
         """The live tree of everything, or a part such as "board.devices.vmem0". Raises Refused."""

@@ -9,20 +9,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minivmm.boot.numa import numa_text, parse_numa
-from minivmm.cli import boot_files
-from minivmm.cli.text import parse_duration, print_json, say
+from minivmm.boot.numa import parse_numa
+from minivmm.cli import boot_files, boot_incoming
+from minivmm.cli.machine_text import device_help, show
+from minivmm.cli.text import parse_duration, say
 from minivmm.control.gdb_address import DEFAULT, join_address, parse_address
 from minivmm.errors import UsageError
 from minivmm.machine_spec import (
-    DEVICE_TYPES,
     ONLINE_POLICIES,
     MachineSpec,
     parse_device,
     spec_from_json,
     spec_to_json,
 )
-from minivmm.options import describe, from_mapping, to_mapping
+from minivmm.options import from_mapping, to_mapping
 from minivmm.runtime import config_file
 from minivmm.tracing.wish import parse_details
 from minivmm.ui.guard import parse_listen
@@ -40,6 +40,9 @@ _SPEC_OPTIONS = (
 )
 """Command-line options that are options of MachineSpec."""
 
+_SPEC_WORDS = ("kernel_word", *_SPEC_OPTIONS, "append", "devices", "numa", "config", "incoming")
+"""Attributes of the command line that say what the machine is."""
+
 _PATHS = ("modules", "initrd")
 
 
@@ -54,10 +57,14 @@ class BootOptions:
     gdb: str | None = None
     """Where to wait for GDB (minivmm.control.gdb_server.parse_address)."""
     freeze: bool = False
+    incoming: str | None = None
+    """URI at which a VM comes in, which this one goes on as (minivmm.migration.transport)."""
     stats: bool = False
     json: bool = False
     timeout: float | None = None
     status: Path | None = None
+    restore: Path | None = None
+    """The snapshot to go on from."""
     trace: Path | None = None
     trace_details: str = "requests"
     """What to trace beside what is always kept (tracing/wish.py)."""
@@ -169,6 +176,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="wait before the first instruction, for gdb's or QMP's `continue`",
     )
+    boot_incoming.configure(add)
     add("--status", metavar="FILE", help="write how it ended to FILE, as JSON")
     add("--stats", action="store_true", help="say where time and exits went, on stderr")
     add("--dry-run", action="store_true", help="show the machine and stop")
@@ -183,12 +191,12 @@ def run(args: argparse.Namespace) -> int:
     if help_text:
         print(help_text)
         return 0
-    spec = spec_from(args)
+    spec = spec_from(args) if args.restore is None else _restored_spec(args)
     options = options_from(args)
     if args.dry_run:
         show(spec, as_json=args.json)
         return 0
-    if _in_lab(args.accel, quiet=args.quiet):
+    if _in_lab("kvm" if options.incoming else args.accel, quiet=args.quiet):
         from minivmm.cli.lab import boot_in_lab
 
         return boot_in_lab(spec, options)
@@ -224,6 +232,13 @@ def spec_from(args: argparse.Namespace) -> MachineSpec:
     return _with_full_paths(dataclasses.replace(spec_from_json(kept), **changes))
 
 
+def _restored_spec(args: argparse.Namespace) -> MachineSpec:
+    """The machine in a snapshot."""
+    from minivmm.cli.restoring import restored_spec
+
+    return restored_spec(args, _SPEC_WORDS)
+
+
 def options_from(args: argparse.Namespace) -> BootOptions:
     """The rest of the command line."""
     parse_details(args.trace_details)
@@ -237,16 +252,19 @@ def options_from(args: argparse.Namespace) -> BootOptions:
         from minivmm.devices.virtio_mem.mischief import read_scenario
 
         read_scenario(Path(args.scenario))
+    boot_incoming.check(args)
     return BootOptions(
         command=tuple(args.command),
         qmp=None if args.qmp is None else Path(args.qmp).absolute(),
         ui=args.ui,
         gdb=args.gdb,
         freeze=args.freeze,
+        incoming=args.incoming,
         stats=args.stats,
         json=args.json,
         timeout=None if args.timeout is None else parse_duration(args.timeout),
         status=None if args.status is None else Path(args.status).absolute(),
+        restore=None if args.restore is None else Path(args.restore).absolute(),
         trace=None if args.trace is None else Path(args.trace).absolute(),
         trace_details=args.trace_details,
         record=None if args.record is None else Path(args.record).absolute(),
@@ -255,38 +273,6 @@ def options_from(args: argparse.Namespace) -> BootOptions:
         quiet=args.quiet,
         debug=args.debug,
     )
-
-
-def show(spec: MachineSpec, *, as_json: bool) -> None:
-    """Print `spec`; the JSON is what --config reads."""
-    if as_json:
-        print_json(spec_to_json(spec))
-        return
-    for name, info, default in describe(MachineSpec):
-        value = getattr(spec, name.replace("-", "_"))
-        print(f"{name + ':':10}{default if value is None else info.show(value)}")
-    print(f"{'append:':10}{' '.join(spec.append)}".rstrip())
-    for device in spec.devices:
-        print(f"{'device:':10}{device.id}, {device.summary}")
-    for entry in spec.numa:
-        print(f"{'numa:':10}{numa_text(entry)}")
-
-
-def device_help(devices: list[str]) -> str | None:
-    """The text for `--device help` and `--device NAME,help`; None if nobody asks."""
-    for text in devices:
-        if text in ("help", "?"):
-            return "\n".join(DEVICE_TYPES)
-        name, _, rest = text.partition(",")
-        if "help" in rest.split(",") and name in DEVICE_TYPES:
-            rows = describe(DEVICE_TYPES[name])
-            return "\n".join(
-                f"  {key}=<{info.kind}>  {info.help} (default: {default})"
-                if default != "required"
-                else f"  {key}=<{info.kind}>  {info.help} (required)"
-                for key, info, default in rows
-            )
-    return None
 
 
 def _short_device(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Files of `minivmm boot` that a running machine writes (traces) or is ruled by (scenarios)."""
+"""Files of `minivmm boot`: snapshots it goes on from, traces it writes, rules it is under."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 def configure(add: Callable[..., Any], details: str) -> None:
     """Options of the verb; `details` is the default of --trace-details."""
+    add(
+        "--restore",
+        metavar="DIR",
+        help="go on from what `minivmm snapshot` saved; the machine is that one (docs/snapshot.md)",
+    )
     add("--trace", metavar="FILE", help="write what happens to FILE, as JSON Lines (docs/trace.md)")
     add(
         "--trace-details",

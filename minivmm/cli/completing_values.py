@@ -124,6 +124,21 @@ def _paths(line: Line) -> Iterator[Candidate]:
     yield from (Candidate(f"{parent}{dot}{key}") for key in keys)
 
 
+def _kernel_list(line: Line) -> Iterator[Candidate]:
+    """Fetched releases, the last of several."""
+    from minivmm.guest.kernels import fetched
+
+    done, comma, _ = line.word.rpartition(",")
+    yield from (Candidate(f"{done}{comma}{kernel.release}") for kernel in fetched())
+
+
+def _suites(line: Line) -> Iterable[Candidate]:
+    from minivmm.matrix.suites import SUITES
+
+    found = [Candidate(name) for name in SUITES if name.startswith(line.word)]
+    return found or [FILES]
+
+
 def _topics(line: Line) -> Iterator[Candidate]:
     yield Candidate("exit-codes")
     yield Candidate("man", "the manual page")
@@ -145,6 +160,10 @@ VALUES: dict[str, Values] = {
     "boot --console": _choices("CONSOLES"),
     "help topic": _topics,
     "inspect words": _paths,
+    "matrix suite": _suites,
+    "matrix --kernels": _kernel_list,
+    "matrix --device-options": _short("virtio-mem-pci"),
+    "matrix --against": lambda line: [Candidate("qemu")],
     "qmp words": _qmp,
 }
 """By verb and option (or name of the positional argument), or by that alone."""

@@ -29,7 +29,7 @@ from minivmm.guest.kernels import find, newest
 from minivmm.lab.lab import DEFAULT_MEMORY, RUNTIME_DIR, Lab, lab_kernel
 from minivmm.machine_spec import DEVICE_TYPES, MachineSpec, spec_to_json
 from minivmm.options import to_mapping, to_pairs
-from minivmm.units import GIB, parse_size
+from minivmm.units import GIB, align_up, parse_size
 
 OVERHEAD = 2 * GIB
 """Lab memory beside that of the machine in it: a kernel, Python, page tables (bytes)."""
@@ -109,15 +109,16 @@ def boot_in_lab(spec: MachineSpec, options: BootOptions) -> int:
     return recorded(options.status, lambda: _boot(spec, options))
 
 
+def run_words(words: Sequence[str], memory: int) -> int:
+    """Run `minivmm WORDS` in a lab with room for guests of `memory` bytes; its exit status."""
+    program = [sys.executable, "-P", "-m", "minivmm.cli"]
+    with Lab(lab_kernel(say), memory=max(DEFAULT_MEMORY, align_up(OVERHEAD + memory, GIB))) as lab:
+        return _run(lab, [*program, *words], interactive=False)
+
+
 def boot_arguments(spec: MachineSpec, options: BootOptions) -> list[str]:
     """The options of `boot` that mean `spec` and `options`, except for times and sockets."""
-    words: list[str] = []
-    for name, value in to_mapping(spec).items():
-        words.append(f"--{name}={value}")
-    words += [f"--append={text}" for text in spec.append]
-    for device in spec.devices:
-        words.append(f"--device={_device_text(device)}")
-    words += [f"--numa={numa_text(entry)}" for entry in spec.numa]
+    words = _machine_arguments(spec, options)
     for flag in ("freeze", "stats", "json", "verbose", "quiet", "debug"):
         words += [f"--{flag}"] if getattr(options, flag) else []
     words += [f"--status={options.status}"] if options.status is not None else []
@@ -128,8 +129,23 @@ def boot_arguments(spec: MachineSpec, options: BootOptions) -> list[str]:
     return [*words, "--", *options.command] if options.command else words
 
 
+def _machine_arguments(spec: MachineSpec, options: BootOptions) -> list[str]:
+    if options.restore is not None:
+        return [f"--restore={options.restore}", f"--name={spec.name}"]
+    words: list[str] = []
+    for name, value in to_mapping(spec).items():
+        words.append(f"--{name}={value}")
+    words += [f"--append={text}" for text in spec.append]
+    for device in spec.devices:
+        words.append(f"--device={_device_text(device)}")
+    words += [f"--numa={numa_text(entry)}" for entry in spec.numa]
+    return words
+
+
 def _boot(spec: MachineSpec, options: BootOptions) -> int:
-    if spec.kernel is None:
+    if options.restore is not None:
+        pass  # a kernel is only read at the guest's next reset
+    elif spec.kernel is None:
         newest()  # complain now rather than from inside
     else:
         find(spec.kernel)

@@ -16,6 +16,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 
 from minivmm import runtime
 from minivmm.accel import open_system, probe
@@ -44,7 +46,11 @@ from minivmm.guest_image import GuestImage, resolve
 from minivmm.loop import EventLoop
 from minivmm.machine import Machine, Outcome
 from minivmm.machine_spec import MachineSpec, spec_to_json
+from minivmm.migration.migration import Migration
+from minivmm.snapshot.restored import load, open_snapshot
 from minivmm.tracing.file import TraceFile
+
+Image = GuestImage | Callable[[], GuestImage]
 
 READY_TIMEOUT = 300.0
 """Seconds that a guest may take until it can run a command; slow hosts emulate every step."""
@@ -78,7 +84,9 @@ def _boot(spec: MachineSpec, options: BootOptions) -> int:
             with signals.allowed():
                 spec = dataclasses.replace(spec, name=directory.name)
                 directory.spec_file.write_text(json.dumps(spec_to_json(spec)) + "\n")
-                image = resolve(spec, shell=not options.command)
+                resolved = partial(resolve, spec, shell=not options.command)
+                # A restored guest needs none before it resets.
+                image: Image = resolved if options.restore is not None else resolved()
                 traces = [owned.enter_context(one) for one in open_traces(spec, options)]
             # asyncio cannot be interrupted while it makes its loop, or takes it down.
             return asyncio.run(_Run(spec, options, directory, image, traces).run(signals))
@@ -94,7 +102,7 @@ class _Run:
         spec: MachineSpec,
         options: BootOptions,
         directory: runtime.MachineDir,
-        image: GuestImage,
+        image: Image,
         traces: list[TraceFile],
     ) -> None:
         self._spec = spec
@@ -121,9 +129,15 @@ class _Run:
         self._system = system = open_system()
         try:
             self._machine = Machine(
-                self._spec, self._image, system, self._loop, console=self._console.print
+                self._spec,
+                self._image,
+                system,
+                self._loop,
+                console=self._console.print,
+                empty=self._options.incoming is not None or self._options.restore is not None,
             )
             try:
+                self._restore()
                 with misbehaving(self._options.scenario, self._machine):
                     return await self._serve()
             finally:
@@ -133,6 +147,13 @@ class _Run:
             system.close()
             self._console.close()
             self._directory.remove()
+
+    def _restore(self) -> None:
+        """Have the machine be the one in a snapshot, if that was asked for."""
+        if self._options.restore is not None:
+            snapshot = open_snapshot(self._options.restore)
+            with self._loop.lock:
+                load(snapshot, self._machine)
 
     async def _serve(self) -> int:
         """Sockets up, guest running, until something ends it."""
@@ -156,7 +177,7 @@ class _Run:
             if self._options.timeout is not None:
                 self._loop.call_later(self._options.timeout, self._on_timeout)
             with self._loop.lock:
-                machine.start(frozen=self._options.freeze or self._options.gdb is not None)
+                self._start(servers.migration)
             gdb = await self._open_gdb(servers.context)
             if self._options.command:
                 threading.Thread(target=self._run_command, name="command", daemon=True).start()
@@ -168,6 +189,21 @@ class _Run:
             if gdb is not None:
                 await gdb.close()
             viewers.close()
+
+    def _start(self, migration: Migration) -> None:
+        """Have the guest run, now or when it comes."""
+        options = self._options
+        if options.incoming is None:
+            self._machine.start(frozen=options.freeze or options.gdb is not None)
+            return
+        place = migration.expect(options.incoming, self._on_arrival, frozen=options.freeze)
+        self._notice(f"waiting for a VM to come: minivmm migrate NAME {place}")
+
+    def _on_arrival(self, error: MinivmmError | None) -> None:
+        if error is None:
+            self._notice("the VM has come, and runs here now")
+        else:
+            self._finish(error)
 
     async def _open_gdb(self, context: Context) -> GdbServer | None:
         if self._options.gdb is None:

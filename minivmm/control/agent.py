@@ -4,9 +4,11 @@ Protocol: a port carries text lines, every command gets two or three of the stre
 bytes a client on the host sends or sees is exec_server's matter.
 
     guest -> host    ready RELEASE | here RELEASE | exit ID STATUS | failed ID REASON
-    host -> guest    hello | exec ID IN OUT ERR SCRIPT | kill ID SIGNAL | quit
+    host -> guest    hello | exec ID IN OUT ERR SCRIPT | kill ID SIGNAL | abandon | quit
 
-An agent says ready when it starts, and here as its answer to hello.
+An agent says ready when it starts, and here as its answer to hello. It kills all commands when it
+is told to abandon them: the guest goes on in another process (a restored snapshot, a migration),
+which has none of the clients that they were for.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from minivmm.trace import Trace
 
 MAX_LINE = 4096
 """Bytes of lines taken from the guest at once; the agent writes them one by one."""
+
+IDS_PER_LIFE = 1 << 20
+"""Commands that can be told apart in each process that a guest goes through."""
 
 SIGNAL_STATUS = 128
 """Exit status of a command that a signal ended: this plus the signal's number."""
@@ -46,6 +51,10 @@ class GuestAgent:
         self._waiting: deque[Session] = deque()
         self._running: dict[int, Session] = {}
         self._last_id = 0
+        self._console = console
+        self._known = False
+        """An agent may be there that said ready long ago."""
+        console.on_restore = self._handle_restored
         self._control.on_data = self._handle_data
         self._control.on_guest_open = self._handle_control_open
         for port in self._streams:
@@ -121,7 +130,7 @@ class GuestAgent:
 
     def _handle_ready(self, release: str) -> None:
         self._end_all()
-        self.ready = True
+        self.ready = self._known = True
         self.kernel_release = release
         self._trace.emit("agent", "ready", kernel=release)
         for callback in list(self.on_ready):
@@ -145,13 +154,23 @@ class GuestAgent:
     def _handle_control_open(self, opened: bool) -> None:
         """The agent opened its port, died, or vanished with the guest or the driver."""
         self._line.clear()
-        if opened and self.kernel_release is not None:
+        if opened and self._known:
             # This need not be a new agent: suspend and resume reset the driver, and the agent that
             # reads from it does not notice.
             self._send("hello")
         elif not opened:
             self.ready = False
             self._end_all()
+
+    def _handle_restored(self) -> None:
+        """The guest comes from another process, with an agent that may be running commands."""
+        self._known = True
+        self._last_id = self._console.lives * IDS_PER_LIFE
+        for port in self._streams:
+            port.discard()
+        if self._control.guest_open:
+            self._send("abandon")
+            self._send("hello")
 
     # -- sessions and ports ------------------------------------------------------------------------
 

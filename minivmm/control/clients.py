@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from minivmm.control.listening import listen, stop_listening
+from minivmm.control.listening import stop_listening
+from minivmm.unix_socket import listen
 
 CLOSE_GRACE = 1.0
 """Seconds that the last output gets to leave when the machine ends."""

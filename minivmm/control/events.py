@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from minivmm.control.commands import Nothing
+from minivmm.migration.progress import Status
+from minivmm.snapshot.taken import Status as Snapshotting
 
 ShutdownCause = Literal[
     "host-error", "host-qmp-quit", "host-qmp-system-reset", "guest-shutdown", "guest-reset",
@@ -45,6 +47,15 @@ class PortChange(TypedDict):
     open: bool
 
 
+class MigrationChange(TypedDict):
+    """MIGRATION."""
+
+    status: Status
+
+
+MigrationPass = TypedDict("MigrationPass", {"pass": int})
+"""MIGRATION_PASS: the number of the round of sending memory that begins."""
+
 SizeChange = TypedDict("SizeChange", {"id": str, "size": int, "qom-path": str})
 """MEMORY_DEVICE_SIZE_CHANGE: bytes plugged now."""
 
@@ -67,6 +78,14 @@ UnpluggedAccess = TypedDict(
 )
 """X_MINIVMM_UNPLUGGED_ACCESS: who touched which unplugged block (docs/protection.md)."""
 
+
+class SnapshotChange(TypedDict):
+    """X_MINIVMM_SNAPSHOT: one begins, or has ended (docs/snapshot.md)."""
+
+    status: Snapshotting
+    error: NotRequired[str]
+
+
 EVENTS: dict[str, Any] = {
     "STOP": Nothing,
     "RESUME": Nothing,
@@ -77,6 +96,9 @@ EVENTS: dict[str, Any] = {
     "MEMORY_DEVICE_SIZE_CHANGE": SizeChange,
     "BALLOON_CHANGE": BalloonChange,
     "VSERPORT_CHANGE": PortChange,
+    "MIGRATION": MigrationChange,
+    "MIGRATION_PASS": MigrationPass,
+    "X_MINIVMM_SNAPSHOT": SnapshotChange,
     "X_MINIVMM_UNPLUGGED_ACCESS": UnpluggedAccess,
 }
 """Every event that a machine emits, and what it carries."""

@@ -15,7 +15,9 @@ from minivmm.devices.virtio_balloon.device import VirtioBalloon
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.devices.virtio_mem.view import View
 from minivmm.machine import EventListener
+from minivmm.migration.migration import Migration
 from minivmm.pci.function import PciFunction
+from minivmm.snapshot.desk import Desk
 from minivmm.trace import Trace
 
 
@@ -105,7 +107,9 @@ class ControlledMachine(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What commands act on: the machine, and the agent of its guest if there can be one."""
+    """What commands act on: the machine, the agent of its guest, and how it can move."""
 
     machine: ControlledMachine
     agent: Agent | None = None
+    migration: Migration | None = None
+    snapshots: Desk | None = None

@@ -15,12 +15,13 @@ from minivmm.control.face import Context
 from minivmm.control.gdb_address import Address
 from minivmm.control.gdb_packets import Control, PacketReader, frame
 from minivmm.control.gdb_session import GdbSession
-from minivmm.control.listening import listen, stop_listening
+from minivmm.control.listening import stop_listening
 from minivmm.debugger import Debugger, Stop
 from minivmm.errors import HostError
 from minivmm.kvm.debug import DebugFeatures
 from minivmm.loop import EventLoop
 from minivmm.outcome import Outcome
+from minivmm.unix_socket import listen
 
 _READ_SIZE = 1 << 16
 _LET_GO = 0.01

@@ -8,6 +8,7 @@ from minivmm.control import balloon, block_commands, machine_commands, memory_qu
 from minivmm.control.face import Context
 from minivmm.control.hmp_devices import PCI_AND_VIRTIO
 from minivmm.control.hmp_line import Line, truth
+from minivmm.control.hmp_migration import INFO as MIGRATION
 from minivmm.units import MIB
 
 _STATES = ("running", "paused")
@@ -123,4 +124,5 @@ INFO = (
     Line(("status",), "does the machine run?", _status),
     Line(("version",), "versions", _version),
     *PCI_AND_VIRTIO,
+    *MIGRATION,
 )

@@ -9,6 +9,7 @@ from minivmm.control import balloon, qom
 from minivmm.control.commands import COMMANDS
 from minivmm.control.face import Context
 from minivmm.control.hmp_line import BadLine, Line
+from minivmm.control.hmp_migration import LINES as MIGRATION
 from minivmm.errors import Refused, UsageError
 from minivmm.units import MIB, parse_size
 
@@ -80,4 +81,5 @@ LINES = (
     Line(("stop", "s"), "pause the machine", _qmp("stop")),
     Line(("system_powerdown",), "press the power button", _qmp("system_powerdown")),
     Line(("system_reset",), "reset the machine", _qmp("system_reset")),
+    *MIGRATION,
 )

@@ -12,6 +12,7 @@ from minivmm.control.face import Context
 from minivmm.control.qom import cpu_path
 from minivmm.control.tree import walk
 from minivmm.errors import Refused
+from minivmm.migration.states import refuse_on_the_way
 from minivmm.version import __version__
 
 
@@ -140,6 +141,7 @@ def cont(context: Context) -> Nothing:
 @command("system_reset")
 def system_reset(context: Context) -> Nothing:
     """Hard reset."""
+    refuse_on_the_way(context.machine.state)
     context.machine.request_reset()
     return {}
 

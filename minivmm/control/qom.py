@@ -23,6 +23,7 @@ from minivmm.devices.virtio_balloon.spec import MOST_SECONDS
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.errors import Refused
 from minivmm.machine_spec import DEVICE_TYPES
+from minivmm.migration.states import refuse_on_the_way
 from minivmm.options import describe
 from minivmm.virtio.device import VirtioDevice
 from minivmm.virtio.pci import VirtioPciFunction
@@ -62,6 +63,7 @@ def qom_get(machine: ControlledMachine, path: str, name: str) -> object:
 
 def qom_set(machine: ControlledMachine, path: str, name: str, value: object) -> None:
     """Set it. Raises Refused; UsageError where the device itself refuses the value."""
+    refuse_on_the_way(machine.state)
     _property(machine, path, name).set(value)
 
 

@@ -6,6 +6,8 @@ said on each socket is its server's matter, and so is what ends the machine its 
 
 from __future__ import annotations
 
+import asyncio
+
 from minivmm.control.agent import GuestAgent
 from minivmm.control.console_hub import ConsoleHub
 from minivmm.control.console_server import ConsoleServer
@@ -16,7 +18,9 @@ from minivmm.control.qmp import QmpServer
 from minivmm.control.trace_server import TraceServer
 from minivmm.loop import EventLoop
 from minivmm.machine import Machine
+from minivmm.migration.migration import Migration
 from minivmm.runtime import MachineDir
+from minivmm.snapshot.desk import Desk
 from minivmm.tracing.scene import scene_of
 from minivmm.tracing.touches import Touches
 
@@ -27,7 +31,10 @@ class Servers:
     def __init__(self, machine: Machine, hub: ConsoleHub, loop: EventLoop) -> None:
         self.agent = GuestAgent(machine.board.console, machine.trace)
         self.agent.on_ready.append(lambda: machine.stats.mark("ready"))
-        self.context = Context(machine, self.agent)
+        self.migration = Migration(machine)
+        """Into this process before it starts, out of it afterwards."""
+        self.snapshots = Desk(machine)
+        self.context = Context(machine, self.agent, self.migration, self.snapshots)
         self.scene = scene_of(machine)
         """What traces tell of the machine."""
         self.qmp = QmpServer(self.context, loop.lock)
@@ -52,6 +59,8 @@ class Servers:
 
     async def close(self) -> None:
         """Let what waits leave, and hang up; harmless if nothing was started."""
+        if not self.migration.progress.over:
+            await asyncio.to_thread(self.migration.close)
         self._watch.close()
         await self._commands.close()
         await self._consoles.close()

@@ -110,5 +110,5 @@ def _peek(memory: GuestMemory, gpa: int, length: int) -> bytes:
         offset = gpa - slot.gpa
         inside = offset >= 0 and gpa + length <= slot.end
         if inside and (slot.occupancy is None or slot.occupancy.covers(offset, length)):
-            return bytes(slot.region.view(offset, length))
+            return bytes(slot.region.peek(offset, length))
     raise Refused(f"{length} bytes at {gpa:#x}, where the queue leads, are no memory of the guest")

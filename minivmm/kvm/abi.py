@@ -67,12 +67,14 @@ class Cap(IntEnum):
     DEBUGREGS = 50
     XSAVE = 55
     XCRS = 56
+    TSC_CONTROL = 60
     MAX_VCPUS = 66
     TSC_DEADLINE_TIMER = 72
     READONLY_MEM = 81
     IOEVENTFD_ANY_LENGTH = 122
     IMMEDIATE_EXIT = 136
     SET_GUEST_DEBUG2 = 195
+    SREGS2 = 200
     XSAVE2 = 208
 
 
@@ -254,9 +256,6 @@ class KvmIoeventfd(Structure):
         ("pad", c_uint8 * 36),
     ]
 
-
-KvmClockData = c_uint64 * 6
-"""struct kvm_clock_data: the guest's kvmclock in nanoseconds, and what is not looked at."""
 
 # --- arguments of ioctls on a vCPU ----------------------------------------------------------------
 

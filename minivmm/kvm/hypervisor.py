@@ -56,6 +56,24 @@ class HypervisorVcpu(Protocol):
     def reset(self, state: CpuState | None) -> None:
         """Back to the power-on state."""
 
+    @property
+    def msr_indices(self) -> tuple[int, ...]:
+        """The MSRs that are saved of it."""
+
+    @property
+    def tsc_khz(self) -> int:
+        """Rate of its time stamp counter."""
+
+    @property
+    def scales_tsc(self) -> bool:
+        """Whether that can be another than the host's."""
+
+    def save_state(self) -> bytes:
+        """All that a guest can change in it."""
+
+    def load_state(self, data: bytes) -> None:
+        """Take such a state over."""
+
     def run(self) -> int:
         """Run until an exit; returns an abi.Exit value or abi.EXIT_EFAULT."""
 
@@ -85,9 +103,19 @@ class HypervisorVm(Protocol):
     """One virtual machine; see kvm/vm.py."""
 
     def set_memory_region(
-        self, slot: int, gpa: int, size: int, hva: int, *, readonly: bool = False
+        self,
+        slot: int,
+        gpa: int,
+        size: int,
+        hva: int,
+        *,
+        readonly: bool = False,
+        logged: bool = False,
     ) -> None:
         """Set or delete a memory slot."""
+
+    def dirty_pages(self, slot: int, size: int) -> bytearray:
+        """Which pages of a logged slot were written."""
 
     def create_vcpu(self, index: int) -> HypervisorVcpu:
         """A new vCPU."""
@@ -111,6 +139,12 @@ class HypervisorVm(Protocol):
 
     def clock(self) -> float | None:
         """The guest's kvmclock in seconds."""
+
+    def save_state(self) -> bytes:
+        """Interrupt controllers and clock."""
+
+    def load_state(self, data: bytes) -> None:
+        """Take such a state over."""
 
     def reset_irqchips(self) -> None:
         """Interrupt controllers back to their first state."""

@@ -15,7 +15,7 @@ from enum import IntEnum
 from typing import Any
 
 from minivmm.errors import HostError
-from minivmm.kvm import abi, debug_abi, device_abi
+from minivmm.kvm import abi, debug_abi, device_abi, dirty_abi, saved_abi
 
 _KVMIO = 0xAE
 
@@ -52,6 +52,7 @@ class Ioctl(IntEnum):
     GET_SUPPORTED_CPUID = _IOWR(0x05, abi.KvmCpuid2)
 
     CREATE_VCPU = _IO(0x41)
+    GET_DIRTY_LOG = _IOW(0x42, dirty_abi.KvmDirtyLog)
     SET_USER_MEMORY_REGION = _IOW(0x46, abi.KvmUserspaceMemoryRegion)
     SET_TSS_ADDR = _IO(0x47)
     SET_IDENTITY_MAP_ADDR = _IOW(0x48, ctypes.c_uint64)
@@ -62,7 +63,8 @@ class Ioctl(IntEnum):
     SET_GSI_ROUTING = _IOW(0x6A, abi.KvmIrqRouting)
     IRQFD = _IOW(0x76, abi.KvmIrqfd)
     IOEVENTFD = _IOW(0x79, abi.KvmIoeventfd)
-    GET_CLOCK = _IOR(0x7C, abi.KvmClockData)
+    SET_CLOCK = _IOW(0x7B, saved_abi.KvmClockData)
+    GET_CLOCK = _IOR(0x7C, saved_abi.KvmClockData)
     CREATE_DEVICE = _IOWR(0xE0, device_abi.KvmCreateDevice)
     SET_DEVICE_ATTR = _IOW(0xE1, device_abi.KvmDeviceAttr)
 
@@ -86,9 +88,13 @@ class Ioctl(IntEnum):
     SET_DEBUGREGS = _IOW(0xA2, abi.KvmDebugregs)
     GET_XSAVE = _IOR(0xA4, abi.KvmXsave)
     SET_XSAVE = _IOW(0xA5, abi.KvmXsave)
+    SET_TSC_KHZ = _IO(0xA2)
+    GET_TSC_KHZ = _IO(0xA3)
     GET_XCRS = _IOR(0xA6, abi.KvmXcrs)
     SET_XCRS = _IOW(0xA7, abi.KvmXcrs)
     KVMCLOCK_CTRL = _IO(0xAD)
+    GET_SREGS2 = _IOR(0xCC, saved_abi.KvmSregs2)
+    SET_SREGS2 = _IOW(0xCD, saved_abi.KvmSregs2)
     GET_XSAVE2 = _IOR(0xCF, abi.KvmXsave)  # KVM_SET_XSAVE serves both
 
 

@@ -5,16 +5,25 @@ Works on a vCPU's descriptor; running the vCPU is vcpu.py's business.
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ctypes import byref
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain
 from typing import Any
 
 from minivmm.errors import HostError
 from minivmm.kvm import abi
 from minivmm.kvm.ioctl import Ioctl, Table, call
+from minivmm.kvm.pieces import (
+    EVENTS,
+    MP_STATE,
+    VcpuTraits,
+    by_name,
+    get_piece,
+    get_pieces,
+    pieces,
+    set_piece,
+)
 from minivmm.spec.x86 import CpuidEntry, CpuState, Segment
 
 MSR_TSC = 0x10
@@ -58,58 +67,32 @@ _DELIVERY_EXTINT = 7 << 8
 """LVT bits 10:8 (Intel SDM vol. 3, 12.5.1)."""
 
 
-@dataclass(frozen=True)
-class VcpuTraits:
-    """What the host's KVM says about every vCPU; the sizes are bytes."""
-
-    run_size: int
-    """Size of the area shared with a vCPU."""
-    xsave_size: int
-    """Size of the XSAVE state; above 4096 only if dynamic features are enabled."""
-    has_xcrs: bool
-    """Whether XCR0 exists."""
-    msr_indices: tuple[int, ...]
-    """MSRs that KVM suggests to save."""
-
-
 class PowerOnState:
     """Everything a guest can change in a vCPU, as it was when this object was made."""
 
     def __init__(self, fd: int, traits: VcpuTraits) -> None:
         self._fd = fd
-        get_xsave = Ioctl.GET_XSAVE2 if traits.xsave_size > 4096 else Ioctl.GET_XSAVE
-        self._mp_state = self._get(Ioctl.GET_MP_STATE, abi.KvmMpState)
-        self._regs = self._get(Ioctl.GET_REGS, abi.KvmRegs)
-        self._sregs = self._get(Ioctl.GET_SREGS, abi.KvmSregs)
-        self._xsave = self._get(get_xsave, ctypes.c_uint8 * max(traits.xsave_size, 4096))
-        self._xcrs = self._get(Ioctl.GET_XCRS, abi.KvmXcrs) if traits.has_xcrs else None
-        self._debugregs = self._get(Ioctl.GET_DEBUGREGS, abi.KvmDebugregs)
-        self._lapic = self._get(Ioctl.GET_LAPIC, abi.KvmLapicState)
+        self._traits = traits
+        self._pieces = get_pieces(fd, traits)
         self._msrs = _capture_msrs(fd, traits.msr_indices)
-        self._events = self._get(Ioctl.GET_VCPU_EVENTS, abi.KvmVcpuEvents)
+
+    @property
+    def msr_indices(self) -> tuple[int, ...]:
+        """The MSRs that a guest can change, in the order to write them."""
+        return tuple(index for index, _ in self._msrs)
 
     def restore(self) -> None:
-        """Put it all back, in the order that reference F.14 gives. Raises HostError."""
-        # Getting the state has KVM work off an INIT or SIPI that still waits; left alone, it would
-        # start this CPU after the reset.
-        self._get(Ioctl.GET_MP_STATE, abi.KvmMpState)
-        self._set(Ioctl.SET_MP_STATE, self._mp_state)
-        self._set(Ioctl.SET_REGS, self._regs)
-        self._set(Ioctl.SET_SREGS, self._sregs)
-        self._set(Ioctl.SET_XSAVE, self._xsave)
-        if self._xcrs is not None:
-            self._set(Ioctl.SET_XCRS, self._xcrs)
-        self._set(Ioctl.SET_DEBUGREGS, self._debugregs)
-        self._set(Ioctl.SET_LAPIC, self._lapic)  # after SREGS, which hold the APIC base
-        write_msrs(self._fd, self._msrs)  # after LAPIC, which the TSC deadline needs
-        self._set(Ioctl.SET_VCPU_EVENTS, self._events)
+        """Put it all back. Raises HostError."""
+        get_piece(self._fd, MP_STATE)  # an INIT or SIPI that waits would start this CPU afterwards
+        set_state(self._fd, self._traits, self._pieces, self._msrs)
 
     def load(self, state: CpuState) -> None:
         """Set registers and segments for the first instruction; the rest stays as at power-on."""
+        piece = by_name(self._traits)
         regs = abi.KvmRegs()
         for name in ("rip", "rsp", "rbx", "rsi", "rflags"):
             setattr(regs, name, getattr(state.regs, name))
-        sregs = abi.KvmSregs.from_buffer_copy(self._sregs)
+        sregs = piece["sregs"].kind.from_buffer_copy(self._pieces["sregs"])
         wanted = state.sregs
         sregs.cs = _segment(wanted.code)
         sregs.tr = _segment(wanted.task)
@@ -119,16 +102,18 @@ class PowerOnState:
         sregs.idt = abi.KvmDtable(wanted.idt.base, wanted.idt.limit)
         for name in ("cr0", "cr3", "cr4", "efer"):
             setattr(sregs, name, getattr(wanted, name))
-        self._set(Ioctl.SET_SREGS, sregs)
-        self._set(Ioctl.SET_REGS, regs)
+        set_piece(self._fd, piece["sregs"], sregs)
+        set_piece(self._fd, piece["regs"], regs)
 
-    def _get(self, request: Ioctl, kind: type[Any]) -> Any:
-        value = kind()
-        call(self._fd, request, byref(value), to="read the CPU state")
-        return value
 
-    def _set(self, request: Ioctl, value: Any) -> None:
-        call(self._fd, request, byref(value), to="set the CPU state")
+def set_state(
+    fd: int, traits: VcpuTraits, values: Mapping[str, Any], msrs: Iterable[tuple[int, int]]
+) -> None:
+    """Set all pieces, by name, and MSRs in the order given, where they belong. Raises HostError."""
+    for piece in pieces(traits):
+        if piece is EVENTS:
+            write_msrs(fd, msrs)
+        set_piece(fd, piece, values[piece.name])
 
 
 def set_cpuid(fd: int, entries: Sequence[CpuidEntry]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from minivmm.errors import HostError
 from minivmm.kvm import abi
 from minivmm.kvm.ioctl import Ioctl, Table, call
-from minivmm.kvm.state import VcpuTraits
+from minivmm.kvm.pieces import VcpuTraits
 from minivmm.kvm.vm import Vm
 from minivmm.spec.x86 import CpuidEntry
 
@@ -68,6 +68,8 @@ class System:
             xsave_size=self.check(abi.Cap.XSAVE2),
             has_xcrs=bool(self.check(abi.Cap.XCRS)),
             msr_indices=tuple(indices.entries[: indices.count]),
+            has_sregs2=bool(self.check(abi.Cap.SREGS2)),
+            scales_tsc=bool(self.check(abi.Cap.TSC_CONTROL)),
         )
         fd = call(self._fd, Ioctl.CREATE_VM, to="create a virtual machine")
         try:

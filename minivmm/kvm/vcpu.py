@@ -31,14 +31,9 @@ from minivmm.kvm import abi
 from minivmm.kvm.debug import VcpuDebug
 from minivmm.kvm.exits import ExitArea
 from minivmm.kvm.ioctl import Ioctl, call, raw
-from minivmm.kvm.state import (
-    INITIAL_MSRS,
-    PowerOnState,
-    VcpuTraits,
-    set_cpuid,
-    set_lints,
-    write_msrs,
-)
+from minivmm.kvm.pieces import VcpuTraits
+from minivmm.kvm.saved import load_vcpu, save_vcpu, tsc_khz
+from minivmm.kvm.state import INITIAL_MSRS, PowerOnState, set_cpuid, set_lints, write_msrs
 from minivmm.spec.x86 import CpuidEntry, CpuState
 
 KICK_SIGNAL = signal.SIGUSR1
@@ -90,6 +85,8 @@ class Vcpu(ExitArea):
         self._power_on: PowerOnState | None = None
         self._lock = threading.Lock()  # guards immediate_exit and _tid
         self._tid = 0  # kernel's id of the thread that ran last
+        self.tsc_khz = tsc_khz(fd)
+        """Rate of its time stamp counter in kHz; 0 if the host's own is not to be relied on."""
         super().__init__(mmap(fd, traits.run_size))
         self.debug = VcpuDebug(fd, self.run_page)
         """Its debugging side."""
@@ -114,12 +111,39 @@ class Vcpu(ExitArea):
         A pending access is finished first, as KVM would otherwise finish it on top of the new
         registers. Raises HostError.
         """
-        if self._power_on is None:
-            raise RuntimeError("reset() before initialise()")
+        first = self._first_state
         self.finish_access()
-        self._power_on.restore()
+        first.restore()
         if state is not None:
-            self._power_on.load(state)
+            first.load(state)
+
+    @property
+    def _first_state(self) -> PowerOnState:
+        if self._power_on is None:
+            raise RuntimeError("initialise() comes first")
+        return self._power_on
+
+    @property
+    def msr_indices(self) -> tuple[int, ...]:
+        """The MSRs that are saved of it: those that a guest can change."""
+        return self._first_state.msr_indices
+
+    @property
+    def scales_tsc(self) -> bool:
+        """Whether that can be another than the host's."""
+        return self._traits.scales_tsc
+
+    def save_state(self) -> bytes:
+        """All that a guest can change in it; it is out of run(), which gave Exit.INTR last.
+
+        Raises HostError.
+        """
+        return save_vcpu(self._fd, self._traits, self.msr_indices)
+
+    def load_state(self, data: bytes) -> None:
+        """Take such a state over, before the first run(). Raises BadState."""
+        load_vcpu(self._fd, self._traits, self.msr_indices, f"cpu{self.index}", data)
+        self.tsc_khz = tsc_khz(self._fd)
 
     def run(self) -> int:
         """Run the guest until it needs us; returns why.

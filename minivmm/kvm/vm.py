@@ -12,14 +12,14 @@ from contextlib import suppress
 from ctypes import byref
 
 from minivmm.errors import HostError
-from minivmm.kvm import abi, device_abi
+from minivmm.kvm import abi, device_abi, dirty_abi
 from minivmm.kvm.ioctl import Ioctl, Table, call
-from minivmm.kvm.state import VcpuTraits
+from minivmm.kvm.pieces import VcpuTraits
+from minivmm.kvm.saved import CHIPS, get_chip, get_clock, load_vm, save_vm
 from minivmm.kvm.vcpu import Vcpu
 from minivmm.spec.platform import IDENTITY_MAP_BASE, TSS_BASE
 from minivmm.units import format_size
 
-_CHIPS = (abi.CHIP_PIC_MASTER, abi.CHIP_PIC_SLAVE, abi.CHIP_IOAPIC)
 _PIC_PINS = 8
 _IOAPIC_PINS = 24
 
@@ -43,20 +43,41 @@ class Vm:
         call(fd, Ioctl.SET_IDENTITY_MAP_ADDR, byref(identity_map), to="place the identity map")
         call(fd, Ioctl.SET_TSS_ADDR, TSS_BASE, to="place the TSS")
         call(fd, Ioctl.CREATE_IRQCHIP, to="create the interrupt controllers")
-        self._irqchips = [self._irqchip(chip) for chip in _CHIPS]
+        self._irqchips = [get_chip(fd, chip) for chip in CHIPS]
 
     def set_memory_region(
-        self, slot: int, gpa: int, size: int, hva: int, *, readonly: bool = False
+        self,
+        slot: int,
+        gpa: int,
+        size: int,
+        hva: int,
+        *,
+        readonly: bool = False,
+        logged: bool = False,
     ) -> None:
         """Show the guest `size` bytes of host memory at `hva` as its memory at `gpa`.
 
         Page multiples all; `size` 0 deletes the slot. A slot cannot be resized, nor slots overlap;
-        writes to a read-only one exit as MMIO (KVM_SET_USER_MEMORY_REGION, reference F.3).
+        writes to a read-only one exit as MMIO (KVM_SET_USER_MEMORY_REGION, reference F.3). Of a
+        `logged` one KVM remembers which pages are written, and that may be changed at any time.
         """
         flags = abi.MEM_READONLY if readonly else 0
+        flags |= dirty_abi.MEM_LOG_DIRTY_PAGES if logged else 0
         region = abi.KvmUserspaceMemoryRegion(slot, flags, gpa, size, hva)
         what = f"set memory slot {slot} to {format_size(size)} at {gpa:#x}"
         call(self._fd, Ioctl.SET_USER_MEMORY_REGION, byref(region), to=what)
+
+    def dirty_pages(self, slot: int, size: int) -> bytearray:
+        """Which pages of a logged `slot` of `size` bytes were written since the last such call.
+
+        A bit a page, the lowest first. vCPUs may run: what they write from now on is told by the
+        next call (KVM_GET_DIRTY_LOG, reference F.4).
+        """
+        bitmap = bytearray(dirty_abi.bitmap_size(size))
+        where = ctypes.addressof(ctypes.c_char.from_buffer(bitmap))
+        request = dirty_abi.KvmDirtyLog(slot=slot, dirty_bitmap=where)
+        call(self._fd, Ioctl.GET_DIRTY_LOG, byref(request), to=f"read the log of slot {slot}")
+        return bitmap
 
     def create_vcpu(self, index: int) -> Vcpu:
         """A vCPU whose APIC id is `index` (0..254); number 0 is the boot CPU."""
@@ -128,11 +149,17 @@ class Vm:
 
         None if KVM does not tell.
         """
-        data = abi.KvmClockData()
         with suppress(HostError):
-            call(self._fd, Ioctl.GET_CLOCK, byref(data), to="read the guest's clock")
-            return float(data[0]) / 1e9
+            return get_clock(self._fd) / 1e9
         return None
+
+    def save_state(self) -> bytes:
+        """Interrupt controllers and clock; all vCPUs are out of run(). Raises HostError."""
+        return save_vm(self._fd)
+
+    def load_state(self, data: bytes) -> None:
+        """Take such a state over, after that of the vCPUs. Raises BadState."""
+        load_vm(self._fd, data)
 
     def reset_irqchips(self) -> None:
         """PICs and IOAPIC back to their state after creation; LAPICs follow with their vCPUs.
@@ -153,11 +180,6 @@ class Vm:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def _irqchip(self, chip_id: int) -> abi.KvmIrqchip:
-        chip = abi.KvmIrqchip(chip_id)
-        call(self._fd, Ioctl.GET_IRQCHIP, byref(chip), to="read an interrupt controller")
-        return chip
 
 
 def _pin_routes() -> Iterator[tuple[int, int, tuple[int, ...]]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -65,12 +66,7 @@ class MemoryFile:
 
     def allocated_in(self, offset: int, length: int) -> int:
         """Bytes of data in [offset, offset + length); two calls for each run. Not for hugetlb."""
-        total, end = 0, offset + length
-        with suppress(OSError):  # ENXIO: no more data
-            while (start := os.lseek(self.fd, offset, os.SEEK_DATA)) < end:
-                offset = min(os.lseek(self.fd, start, os.SEEK_HOLE), end)
-                total += offset - start
-        return total
+        return sum(size for _, size in data_runs(self.fd, offset, length))
 
     def room(self) -> int | None:
         """Bytes that its file system could still take; None for no limit (statvfs(3))."""
@@ -135,6 +131,18 @@ def check_path(path: str) -> None:
         raise HostError(
             f"path={path}: hugetlbfs is not for backing=file: use backing=hugetlb and page-size="
         )
+
+
+def data_runs(fd: int, offset: int, length: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what of [offset, offset + length) of a file is data; the rest is holes.
+
+    Two calls for each run. File systems without holes, and hugetlbfs, say that all is data.
+    """
+    end = offset + length
+    with suppress(OSError):  # ENXIO: no more data
+        while (start := os.lseek(fd, offset, os.SEEK_DATA)) < end:
+            offset = min(os.lseek(fd, start, os.SEEK_HOLE), end)
+            yield start, offset - start
 
 
 class FileSystem(NamedTuple):

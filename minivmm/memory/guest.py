@@ -169,11 +169,9 @@ class GuestMemory:
         slot = self._find(gpa)
         if slot is None or length < 0 or gpa + length > slot.end:
             raise GuestAddressError(gpa, length, "not in guest RAM")
-        offset = gpa - slot.gpa
-        if slot.occupancy and not slot.occupancy.covers(offset, length):
-            slot.occupancy.refused(offset, length)
-            raise GuestAddressError(gpa, length, f"unplugged memory of {slot.name}")
-        return slot.region.view(offset, length)
+        if slot.occupancy:
+            self._check_plugged(slot, gpa, length)
+        return slot.region.view(gpa - slot.gpa, length)
 
     def peek(self, gpa: int, length: int) -> memoryview:
         """`length` bytes at `gpa` to be read at once: a view, or a copy if they cross regions.
@@ -181,18 +179,26 @@ class GuestMemory:
         Raises GuestAddressError.
         """
         slot = self._find(gpa)
-        if slot is not None and gpa + length > slot.end:
-            return memoryview(self.read(gpa, length))
-        return self.view(gpa, length)
+        if slot is None or length < 0:
+            raise GuestAddressError(gpa, length, "not in guest RAM")
+        if gpa + length > slot.end:
+            pieces = self._pieces(gpa, length)
+            return memoryview(b"".join(self.peek(at, size) for at, size in pieces))
+        self._check_plugged(slot, gpa, length)
+        return slot.region.peek(gpa - slot.gpa, length)
 
     def check(self, gpa: int, length: int) -> None:
         """Raises GuestAddressError unless all of [`gpa`, `gpa` + `length`) may be accessed now."""
+        slot = self._find(gpa)
+        if slot is not None and gpa + length <= slot.end:
+            self._check_plugged(slot, gpa, length)
+            return
         for at, size in self._pieces(gpa, length):
-            self.view(at, size)
+            self.check(at, size)
 
     def read(self, gpa: int, length: int) -> bytes:
         """Copy of `length` bytes at `gpa`; may cross regions. Raises GuestAddressError."""
-        return b"".join(bytes(self.view(at, size)) for at, size in self._pieces(gpa, length))
+        return bytes(self.peek(gpa, length)) if length > 0 else b""
 
     def write(self, gpa: int, data: bytes) -> None:
         """Store `data` at `gpa`; may cross regions. Raises GuestAddressError and writes nothing."""
@@ -253,6 +259,13 @@ class GuestMemory:
             slot.region.close()
         self._slots.clear()
         self._starts.clear()
+
+    def _check_plugged(self, slot: Slot, gpa: int, length: int) -> None:
+        """Raises GuestAddressError unless [gpa, gpa + length), inside of `slot`, is memory now."""
+        offset = gpa - slot.gpa
+        if slot.occupancy and not slot.occupancy.covers(offset, length):
+            slot.occupancy.refused(offset, length)
+            raise GuestAddressError(gpa, length, f"unplugged memory of {slot.name}")
 
     def _find(self, gpa: int) -> Slot | None:
         at = bisect_right(self._starts, gpa) - 1

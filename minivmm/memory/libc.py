@@ -40,6 +40,7 @@ ffi.cdef(
     int madvise(void *addr, size_t length, int advice);
     void *memset(void *addr, int value, size_t length);
     int fallocate(int fd, int mode, int64_t offset, int64_t length);
+    int memcmp(const void *one, const void *other, size_t length);
     int ioctl(int fd, unsigned long request, void *argument);
 
     struct page_region { uint64_t start, end, categories; };
@@ -52,7 +53,7 @@ ffi.cdef(
 _libc: Any = ffi.dlopen(None)
 
 
-def mmap(length: int, prot: int, flags: int, *, fd: int = -1, offset: int = 0, hva: int = 0) -> int:
+def mmap(length: int, prot: int, flags: int, *, fd: int = -1, hva: int = 0, offset: int = 0) -> int:
     """Map `length` bytes of `fd` at `offset`, or of nothing; returns the hva. Raises OSError."""
     where = ffi.cast("void *", hva)
     address = int(ffi.cast("uintptr_t", _libc.mmap(where, length, prot, flags, fd, offset)))
@@ -117,6 +118,12 @@ def scan_pages(
     if found < 0:
         raise _error("ioctl PAGEMAP_SCAN")
     return [(runs[i].start, runs[i].end) for i in range(found)], int(argument.walk_end)
+
+
+def is_zero(hva: int, length: int) -> bool:
+    """Are all of [hva, hva + length) (bytes, at least 2) zeroes? Looks, and copies nothing."""
+    start = ffi.cast("const unsigned char *", hva)
+    return not start[0] and not _libc.memcmp(start, start + 1, length - 1)
 
 
 def buffer(hva: int, length: int) -> memoryview:

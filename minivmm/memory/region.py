@@ -6,14 +6,17 @@ kind of memory it is backing.py's.
 
 from __future__ import annotations
 
+from bisect import insort
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import IntFlag
 
 from minivmm.errors import HostError
 from minivmm.memory import hugepages, libc, room, usage
 from minivmm.memory.backing import Backing
-from minivmm.memory.files import MemoryFile
+from minivmm.memory.files import MemoryFile, data_runs
 from minivmm.memory.libc import PAGE_SIZE as PAGE_SIZE
+from minivmm.memory.ranges import Range, common, merged, take_out
 from minivmm.memory.usage import Usage
 from minivmm.units import MIB, align_down, align_up, format_size
 
@@ -45,6 +48,11 @@ class Region:
         self.backing = backing
         self.size = align_up(size, backing.page_size)
         self._file: MemoryFile | None = None
+        self._told: Callable[[int, int], None] | None = None
+        self._shown: list[Range] = []
+        """Where a file shows, by offset."""
+        self._forbids = False
+        """Was access to any of it ever restricted?"""
         flags = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS
         if backing.kind != "anon":
             self._file = MemoryFile(self.size, page_size=backing.page_size, path=backing.path)
@@ -58,10 +66,7 @@ class Region:
                 f"cannot map {format_size(size)} of guest memory ({error}): use a smaller -m or"
                 " size=, or set vm.overcommit_memory=1"
             ) from error
-        # A child, before it executes a program, would keep what we discard.
-        self._advise(libc.MADV_DONTFORK)
-        if backing.kind != "hugetlb" and backing.thp in _ADVICE:
-            self._advise(_ADVICE[backing.thp])
+        self._advise(self.hva, self.size)
         self._view = libc.buffer(self.hva, self.size)
 
     @property
@@ -76,6 +81,30 @@ class Region:
     def view(self, offset: int, length: int) -> memoryview:
         """Writable view of `length` bytes at `offset`. The caller has checked the bounds."""
         return self._view[offset : offset + length]
+
+    def peek(self, offset: int, length: int) -> memoryview:
+        """The same to be read only: who follows the writes is not told."""
+        return self._view[offset : offset + length]
+
+    def is_zero(self, offset: int, length: int) -> bool:
+        """Are [offset, offset + length) (bytes, page multiples) zeroes? Takes no private memory."""
+        return libc.is_zero(self.hva + offset, length)
+
+    def follow_writes(self, told: Callable[[int, int], None] | None) -> None:
+        """Call `told` with (offset, length) in bytes of what this process may change, from now on.
+
+        That is every view that is given out, and every discard, which may come from any thread.
+        None ends it. While nobody follows, a view costs no instruction more.
+        """
+        self.__dict__.pop("view", None)
+        self._told = told
+        if told is not None:
+
+            def view(offset: int, length: int) -> memoryview:
+                told(offset, length)
+                return self._view[offset : offset + length]
+
+            self.view = view  # type: ignore[method-assign]
 
     def populate(self, offset: int, length: int) -> None:
         """Take host memory for all of [offset, offset + length) (bytes, page multiples).
@@ -95,6 +124,10 @@ class Region:
         It reads as zeroes afterwards. Raises OSError if the host refuses; then nothing is promised
         about the content, as for any unplugged memory.
         """
+        if self._told is not None:
+            self._told(offset, length)
+        if self._shown:
+            self._cover(offset, length)
         if self._file is not None:
             self._file.punch(offset, length)
         if self.backing.kind != "hugetlb":
@@ -105,12 +138,44 @@ class Region:
         """Write zeroes to [offset, offset + length) (bytes), in the pages that are there."""
         libc.clear(self.hva + offset, length)
 
+    def show(self, fd: int, file_offset: int, offset: int, length: int) -> None:
+        """Let [offset, offset + length) be what `fd` has at `file_offset` (bytes, page multiples).
+
+        Nothing is read or copied before it is touched, and what is written stays here: other
+        processes that show the file share its pages. Only for private memory (`shows_files`), with
+        access ALL. `fd` may be closed afterwards; the file must not change. Raises OSError.
+        """
+        flags = libc.MAP_PRIVATE | libc.MAP_FIXED | libc.MAP_NORESERVE
+        where = self.hva + offset
+        libc.mmap(length, Access.ALL, flags, fd=fd, hva=where, offset=file_offset)
+        self._advise(where, length)
+        take_out(self._shown, offset, length)
+        insort(self._shown, (offset, length))
+
+    @property
+    def shows_files(self) -> bool:
+        """Can parts of it show a file?"""
+        return self._file is None
+
+    def populated(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """(offset, length) of runs in [offset, offset + length) that may hold more than zeroes.
+
+        Nothing is read, and no memory taken. Ascending, page multiples. Raises OSError.
+        """
+        if self._file is not None and self.backing.kind != "hugetlb":
+            yield from data_runs(self._file.fd, offset, length)
+            return
+        touched = usage.mapped_runs(self.hva + offset, length)
+        shown = common(self._shown, [(offset, length)])
+        yield from merged([*((at - self.hva, size) for at, size in touched), *shown])
+
     def protect(self, offset: int, length: int, access: Access) -> None:
         """Allow `access` to [offset, offset + length) (bytes, page multiples); content stays.
 
         KVM notices at once. Raises OSError: ENOMEM if the mapping would fall into more pieces than
         vm.max_map_count allows; then some of the range may have changed.
         """
+        self._forbids |= access != Access.ALL
         libc.mprotect(self.hva + offset, length, access)
 
     def room_for(self, length: int) -> bool:
@@ -177,7 +242,31 @@ class Region:
         libc.munmap(hva + self.size, end - hva - self.size)
         return hva
 
-    def _advise(self, advice: int) -> None:
+    def _cover(self, offset: int, length: int) -> None:
+        """Where a file shows in the range, put empty memory over it.
+
+        To give the pages back would bring the file's content back (reference H-9, F.12). What must
+        not be touched must not be for a moment, hence PROT_NONE first.
+        """
+        flags = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED | libc.MAP_NORESERVE
+        for at, size in take_out(self._shown, offset, length):
+            hva = self.hva + at
+            allowed = list(usage.protections(hva, size)) if self._forbids else []
+            try:
+                libc.mmap(size, libc.PROT_NONE if allowed else Access.ALL, flags, hva=hva)
+            except OSError:  # too many mappings: the file still shows here
+                insort(self._shown, (at, size))
+                raise
+            self._advise(hva, size)
+            for start, some, access in allowed:
+                libc.mprotect(start, some, access)
+
+    def _advise(self, hva: int, length: int) -> None:
         """Best effort: a host kernel built without transparent huge pages knows no such advice."""
-        with suppress(OSError):
-            libc.madvise(self.hva, self.size, advice)
+        # A child, before it executes a program, would keep what we discard.
+        advice = [libc.MADV_DONTFORK]
+        if self.backing.kind != "hugetlb" and self.backing.thp in _ADVICE:
+            advice.append(_ADVICE[self.backing.thp])
+        for one in advice:
+            with suppress(OSError):
+                libc.madvise(hva, length, one)

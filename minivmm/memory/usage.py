@@ -16,6 +16,7 @@ from minivmm.memory import libc
 from minivmm.memory.libc import PAGE_SIZE
 from minivmm.units import KIB
 
+MAPS = Path("/proc/self/maps")
 SMAPS = Path("/proc/self/smaps")
 PAGEMAP = Path("/proc/self/pagemap")
 
@@ -35,6 +36,9 @@ _CHUNK = 1 << 30
 # Top byte of a pagemap entry (Documentation/admin-guide/mm/pagemap.rst): bit 63 present, 62
 # swapped, 56 mapped by us alone, which is true of every page of ours and of none of the zero pages.
 _OCCUPIED = bytes(bool(top & 0x40 or (top & 0x80 and top & 0x01)) for top in range(256))
+
+_THERE = re.compile(rb"[\x40-\xff]+")
+"""Top bytes of entries of pages that are present or swapped."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,28 @@ def mapped_pages(hva: int, length: int) -> int:
     return total
 
 
+def mapped_runs(hva: int, length: int) -> Iterator[tuple[int, int]]:
+    """(start, length) of runs in [hva, hva + length) with pages, swapped out or zero pages as well.
+
+    What is not in them was never touched. Raises OSError.
+    """
+    with closing(_Pagemap()) as pagemap:
+        for start, end in pagemap.runs(hva, hva + length):
+            for at in range(start, end, _CHUNK):
+                yield from pagemap.present(at, min(end, at + _CHUNK))
+
+
+def protections(hva: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """(start, length, PROT_*) of the mappings in [hva, hva + length), ascending."""
+    for line in MAPS.read_text().splitlines():
+        place, allowed, *_ = line.split(maxsplit=2)
+        first, end = (int(number, 16) for number in place.split("-"))
+        first, end = max(first, hva), min(end, hva + length)
+        if first < end:
+            access = libc.PROT_READ * (allowed[0] == "r") | libc.PROT_WRITE * (allowed[1] == "w")
+            yield first, end - first, access
+
+
 def pages_held(hva: int, length: int, pieces: int) -> list[int]:
     """Bytes that each of `pieces` neighbours of `length` bytes from `hva` holds, as mapped_pages.
 
@@ -114,6 +140,13 @@ class _Pagemap:
                 yield start, end
                 return
             yield from runs
+
+    def present(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """(start, length) of runs of pages in [start, end) that are there in whatever way."""
+        entries = os.pread(self._fd, (end - start) // PAGE_SIZE * 8, start // PAGE_SIZE * 8)
+        for found in _THERE.finditer(entries[7::8]):
+            pages = found.end() - found.start()
+            yield start + found.start() * PAGE_SIZE, pages * PAGE_SIZE
 
     def occupied(self, start: int, end: int) -> int:
         """Bytes of [start, end) that hold memory or swap of ours."""

@@ -104,6 +104,28 @@ class ConfigSpace:
             if watch.after_write and watch.touches(offset, size):
                 watch.after_write()
 
+    def save(self) -> bytes:
+        """All bytes, for `load` of an equal space."""
+        return bytes(self._bytes)
+
+    def alien(self, saved: bytes) -> int | None:
+        """The first offset at which `saved` has other bits than guests can make of this space."""
+        for at, (byte, own, mask) in enumerate(
+            zip(saved, self._initial, self._writable, strict=True)
+        ):
+            if (byte ^ own) & ~mask:
+                return at
+        return None
+
+    def load(self, saved: bytes) -> None:
+        """Take `saved` over, in which nothing is alien; nobody is called."""
+        self._bytes[:] = saved
+
+    @property
+    def initial(self) -> bytes:
+        """All bytes as they are after reset."""
+        return self._initial
+
     def reset(self) -> None:
         """All bytes back to their reset values; nobody is called."""
         self._bytes[:] = self._initial

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from minivmm.bus import BusDevice
 from minivmm.irq import IrqLine
 from minivmm.pci.config import ConfigSpace
+from minivmm.pci.saved import PCI
+from minivmm.saved import build, parse, require
 from minivmm.spec import pci
 from minivmm.units import is_power_of_two
 
@@ -30,6 +33,8 @@ class Bar:
     prefetchable: bool
     mapped: int | None = None
     """The guest physical address at which it is decoded now."""
+    covered: bool = False
+    """Another BAR lay over it when the machine was saved; until one of them moves."""
 
     @property
     def flags(self) -> int:
@@ -73,6 +78,8 @@ class PciFunction:
         """Device number on bus 0; host.py sets it."""
         self.on_decode_change: Callable[[], None] | None = None
         """Called when the wanted place of a BAR may have changed; host.py sets it."""
+        self.on_decode_load: Callable[[], None] | None = None
+        """The same, but it is not the guest who changed it: a saved state was loaded."""
         self.pin: IrqLine | None = None
         """Where INTA# leads; host.py sets it."""
         self._was_master = False
@@ -161,6 +168,43 @@ class PciFunction:
 
     def on_msix_control(self) -> None:
         """MSI-X may have been switched on or off. Heirs hand interrupts over to it or the pin."""
+
+    # -- saved state -------------------------------------------------------------------------------
+
+    def save_state(self) -> bytes:
+        """Configuration space, and which BARs are decoded."""
+        return build(PCI, **self.save_pci())
+
+    def load_state(self, data: bytes) -> None:
+        """Take it over. Raises BadState."""
+        saved = parse(self.name, PCI, data)
+        self.judge_pci(saved)
+        self.load_pci(saved)
+
+    def save_pci(self) -> dict[str, object]:
+        """Values of PCI, without the interrupt status: heirs know that."""
+        status = self.config.get(pci.STATUS, 2) & ~pci.Status.INTERRUPT
+        config = bytearray(self.config.save())
+        config[pci.STATUS : pci.STATUS + 2] = status.to_bytes(2, "little")
+        return {"config": bytes(config), "decoded": [bar.mapped is not None for bar in self.bars]}
+
+    def judge_pci(self, saved: Any) -> None:
+        """Raises BadState unless `saved` can be of this function."""
+        alien, count = self.config.alien(saved.config), len(saved.decoded)
+        at = 0 if alien is None else alien
+        why = f"this function has {self.config.get(at, 1):#04x} there, which no guest changes"
+        require(alien is None, self.name, f"configuration byte {at:#04x}", saved.config[at], why)
+        require(count == len(self.bars), self.name, "BARs", count, f"it has {len(self.bars)}")
+
+    def load_pci(self, saved: Any) -> None:
+        """Take over what was judged. Interrupt status: off; heirs set it."""
+        self.config.load(saved.config)
+        self._was_master = self.bus_master
+        for bar, decoded in zip(self.bars, saved.decoded, strict=True):
+            bar.covered = not decoded
+        self._drive_pin()
+        if self.on_decode_load:
+            self.on_decode_load()
 
     def inspect(self) -> dict[str, object]:
         """Identity, command register and BARs."""

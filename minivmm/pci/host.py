@@ -9,6 +9,8 @@ from minivmm.irq import InterruptController
 from minivmm.memory.layout import AddressMap, Window
 from minivmm.pci.function import Bar, PciFunction
 from minivmm.pci.intx import PinRouter
+from minivmm.pci.saved import HOST
+from minivmm.saved import build, parse, require
 from minivmm.spec import pci
 from minivmm.spec.platform import PCI_CONFIG_PORT
 from minivmm.units import align_up
@@ -53,6 +55,7 @@ class PciHost:
             raise ValueError(f"PCI slot {slot} for {function.name} is not free")
         function.slot = slot
         function.on_decode_change = self._decode
+        function.on_decode_load = self._place
         function.pin = self._pins.pin(slot)
         self._functions[slot] = function
 
@@ -81,6 +84,17 @@ class PciHost:
         for function in self.functions:
             function.reset()
 
+    def save_state(self) -> bytes:
+        """What is the host's own; its functions save themselves."""
+        return build(HOST, address=self._ports.address)
+
+    def load_state(self, data: bytes) -> None:
+        """Take it over. Raises BadState."""
+        address = parse("pci", HOST, data).address
+        known = not address & ~pci.ConfigAddress.IMPLEMENTED
+        require(known, "pci", "config address", f"{address:#x}", "it has reserved bits")
+        self._ports.address = address
+
     def inspect(self) -> dict[str, object]:
         """Every function by address."""
         return {function.address: function.inspect() for function in self.functions}
@@ -89,6 +103,12 @@ class PciHost:
         return ((function, bar) for function in self.functions for bar in function.bars)
 
     def _decode(self) -> None:
+        """A guest changed where BARs are to be decoded; what was covered may be so no more."""
+        for _, bar in self._bars():
+            bar.covered = False
+        self._place()
+
+    def _place(self) -> None:
         """Bring the bus in line with all BARs.
 
         A BAR outside the windows, or on top of another, is not decoded. All are looked at, not only
@@ -96,13 +116,15 @@ class PciHost:
         """
         moved: list[tuple[PciFunction, Bar]] = []
         for function, bar in self._bars():
-            if bar.mapped is not None and bar.mapped != function.wanted_address(bar):
+            moves = bar.covered or bar.mapped != function.wanted_address(bar)
+            if bar.mapped is not None and moves:
                 self._mmio.remove(bar.mapped)
                 bar.mapped = None
                 moved.append((function, bar))
         for function, bar in self._bars():
             wanted = function.wanted_address(bar)
-            if bar.mapped is None and wanted is not None and self._free(wanted, bar.size):
+            hidden = bar.mapped is not None or bar.covered
+            if not hidden and wanted is not None and self._free(wanted, bar.size):
                 self._mmio.add(wanted, bar.size, bar.device, name=f"{function.name} {bar.name}")
                 bar.mapped = wanted
                 if (function, bar) not in moved:
@@ -140,19 +162,20 @@ class PortAccess:
 
     def __init__(self, functions: dict[int, PciFunction]) -> None:
         self._ecam = EcamAccess(functions)
-        self._address = 0
+        self.address = 0
+        """The latch."""
 
     def read(self, offset: int, size: int) -> int:
         """Port read: the latch as 4 bytes, or the register that it names."""
         if offset == 0 and size == 4:
-            return self._address
+            return self.address
         at = self._target(offset, size)
         return (1 << 8 * size) - 1 if at is None else self._ecam.read(at, size)
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Port write: the latch (4 bytes only), or the register that it names."""
         if offset == 0 and size == 4:
-            self._address = value & pci.ConfigAddress.IMPLEMENTED
+            self.address = value & pci.ConfigAddress.IMPLEMENTED
             return
         at = self._target(offset, size)
         if at is not None:
@@ -160,14 +183,14 @@ class PortAccess:
 
     def reset(self) -> None:
         """Forget the address."""
-        self._address = 0
+        self.address = 0
 
     def _target(self, offset: int, size: int) -> int | None:
         """The ECAM offset that a data port access means; None if it means nothing."""
-        if offset < 4 or offset + size > 8 or not self._address & pci.ConfigAddress.ENABLE:
+        if offset < 4 or offset + size > 8 or not self.address & pci.ConfigAddress.ENABLE:
             return None
-        bus_device_function = self._address >> 8 & 0xFFFF
-        register = self._address & 0xFC
+        bus_device_function = self.address >> 8 & 0xFFFF
+        register = self.address & 0xFC
         return bus_device_function * pci.ECAM_FUNCTION_SIZE + register + offset - 4
 
 

@@ -5,8 +5,11 @@ Which event uses which vector is for virtio/pci.py; how a message reaches a CPU 
 
 from __future__ import annotations
 
+from typing import Any
+
 from minivmm.irq import InterruptController, MsiRoute
 from minivmm.pci.function import PciFunction
+from minivmm.saved import require
 from minivmm.spec import pci
 
 MAX_VECTORS = 128
@@ -106,6 +109,22 @@ class Msix:
             return
         self._table[offset : offset + size] = value.to_bytes(size, "little")
         self.flush()
+
+    def save(self) -> dict[str, object]:
+        """Values of MSIX; the control register is in configuration space."""
+        return {"table": bytes(self._table), "pending": self._pending}
+
+    def judge(self, saved: Any) -> None:
+        """Raises BadState unless `saved` can be of this table."""
+        name, size, vectors = self._function.name, len(saved.table), self.vectors
+        require(size == len(self._table), name, "MSI-X table", size, f"{vectors} vectors, 16 each")
+        due = f"{saved.pending:#x}"
+        require(not saved.pending >> vectors, name, "MSI-X pending", due, f"{vectors} vectors")
+
+    def load(self, saved: Any) -> None:
+        """Take over what was judged. Nothing is sent before the next `flush`."""
+        self._table[:] = saved.table
+        self._pending = saved.pending
 
     def inspect(self) -> dict[str, object]:
         """Masks, pending bits, and the entries that are not masked."""

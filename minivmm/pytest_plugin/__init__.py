@@ -15,11 +15,14 @@ from minivmm.pytest_plugin import conditions, settings
 from minivmm.pytest_plugin.in_lab import run_in_lab, wanted_in_lab
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from minivmm.api import Vm
     from minivmm.guest.kernels import Kernel
     from minivmm.pytest_plugin.bench import GuestFactory
 
 KERNEL, DEVICES = "minivmm_kernel", "minivmm_device_options"
+SAVED = "minivmm_saved"
 """Fixtures that are parametrized from the command line; tests use `kernel` and `guest`."""
 
 
@@ -118,29 +121,45 @@ def kernel(request: pytest.FixtureRequest, minivmm_kernel: str | None) -> Kernel
     return find_kernel(request.config, minivmm_kernel)
 
 
+@pytest.fixture(scope="session", name=SAVED)
+def _minivmm_saved(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path | None:
+    """Where snapshots are that guests go on from; None if they are booted."""
+    return tmp_path_factory.mktemp("saved") if settings.restores(request.config) else None
+
+
 @pytest.fixture
 def guest_factory(
-    request: pytest.FixtureRequest, kernel: Kernel, minivmm_device_options: str
+    request: pytest.FixtureRequest,
+    kernel: Kernel,
+    minivmm_device_options: str,
+    minivmm_saved: Path | None,
 ) -> Iterator[GuestFactory]:
     """guest_factory(**options of minivmm.boot) boots a guest of this test; any number of them."""
     from minivmm.pytest_plugin.bench import GuestFactory
 
-    with GuestFactory(request.config, kernel, minivmm_device_options) as factory:
+    with GuestFactory(request.config, kernel, minivmm_device_options, minivmm_saved) as factory:
         yield factory
 
 
 @pytest.fixture(scope=_guest_scope)
 def guest(
-    request: pytest.FixtureRequest, kernel: Kernel, minivmm_device_options: str
+    request: pytest.FixtureRequest,
+    kernel: Kernel,
+    minivmm_device_options: str,
+    minivmm_saved: Path | None,
 ) -> Iterator[Vm]:
     """A guest with one empty 4 GiB virtio-mem device, vmem0, that runs commands (minivmm.Vm).
 
     Other options come from @pytest.mark.minivmm_machine(memory="1G", devices=[...]), or from
     @pytest.mark.parametrize("guest", [{...}, {...}], indirect=True). The setting
     `minivmm_guest_scope` says for how long one is kept: function (the default), class, module, ...
+    With `minivmm_guest_restore = true` only the first of each kind is booted; the others go on from
+    a snapshot of it.
     """
     from minivmm.pytest_plugin.bench import GuestFactory
 
     options = conditions.machine_options(request.node) | getattr(request, "param", {})
-    with GuestFactory(request.config, kernel, minivmm_device_options) as factory:
+    with GuestFactory(request.config, kernel, minivmm_device_options, minivmm_saved) as factory:
         yield factory(**options)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Self, Unpack, cast
+from typing import Any, NoReturn, Self, Unpack, cast
 
 import pytest
 
@@ -37,13 +38,17 @@ class GuestFactory:
     """Boots guests of `kernel`, with `device_options` (packed=on,...) on all that have them.
 
     Call it with the options of minivmm.boot; without devices= there is one empty 4 GiB virtio-mem
-    device, vmem0. At the end of its `with` all of them are closed.
+    device, vmem0. At the end of its `with` all of them are closed. With `saved`, a directory, each
+    kind of machine is booted once and kept there as a snapshot, which they go on from.
     """
 
-    def __init__(self, config: pytest.Config, kernel: Kernel, device_options: str) -> None:
+    def __init__(
+        self, config: pytest.Config, kernel: Kernel, device_options: str, saved: Path | None
+    ) -> None:
         self.made: list[Vm] = []
         self._config = config
         self._kernel = kernel
+        self._saved = saved
         pairs = parse_pairs(f",{device_options}")[1] if device_options else {}
         self._varied = cast(dict[str, Option], pairs)
 
@@ -54,8 +59,12 @@ class GuestFactory:
         wanted = options.get("devices", [VirtioMem("4G")])
         devices = [Device.parse(one) if isinstance(one, str) else one for one in wanted]
         options["devices"] = self._vary(devices)
+        image = self._kernel.image if kernel is None else kernel
         try:
-            vm = boot(self._kernel.image if kernel is None else kernel, **options)
+            if self._saved is None or not options.get("ready", True):
+                vm = boot(image, **options)
+            else:
+                vm = self._restore(self._saved, image, options)
         except (HostError, ImageError) as error:
             missing(self._config, error)
         self.made.append(vm)
@@ -72,6 +81,17 @@ class GuestFactory:
     ) -> None:
         for vm in self.made:
             vm.close()
+
+    def _restore(self, saved: Path, image: str | Path, options: BootOptions) -> Vm:
+        """Go on from the snapshot of such a machine, which is taken first if there is none."""
+        apart = ("name", "sockets", "timeout")
+        kind = repr((str(image), sorted((k, v) for k, v in options.items() if k not in apart)))
+        place = saved / hashlib.sha256(kind.encode()).hexdigest()[:16]
+        if not place.exists():
+            with boot(image, **options) as vm:
+                vm.snapshot(place)
+        given: dict[str, Any] = {k: v for k, v in options.items() if k in (*apart, "shell")}
+        return boot(restore=place, **given)
 
     def _vary(self, devices: list[Device]) -> list[Device]:
         for key in self._varied:

@@ -39,6 +39,12 @@ def add(parser: pytest.Parser) -> None:
     parser.addini("minivmm_lab", "run in the lab: never, always, or auto: if /dev/kvm is not fit")
     parser.addini("minivmm_lab_memory", "memory of the lab (3G)")
     parser.addini("minivmm_missing", "fail or skip")
+    parser.addini(
+        "minivmm_guest_restore",
+        "boot each kind of machine once, and restore it from a snapshot for every test",
+        "bool",
+        False,
+    )
     parser.addini("minivmm_guest_scope", f"how long `guest` is kept: {', '.join(SCOPES)}")
 
 
@@ -62,6 +68,11 @@ def skips_what_is_missing(config: pytest.Config) -> bool:
 def guest_scope(config: pytest.Config) -> str:
     """The scope of the fixture `guest`."""
     return _one_of("minivmm_guest_scope", config.getini("minivmm_guest_scope"), SCOPES)
+
+
+def restores(config: pytest.Config) -> bool:
+    """Whether guests go on from a snapshot of one that was booted."""
+    return bool(config.getini("minivmm_guest_restore"))
 
 
 def lab(config: pytest.Config) -> str:

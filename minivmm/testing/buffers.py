@@ -40,6 +40,10 @@ class GuestAllocator:
         self._memory.write(gpa, bytes(size))
         return gpa
 
+    def move(self, memory: GuestMemory) -> None:
+        """Go on in `memory`, which is the same elsewhere."""
+        self._memory = memory
+
     def give_back(self, gpa: int, size: int) -> None:
         """`gpa` came from take(`size`) and may be reused."""
         self._free.setdefault(size, []).append(gpa)
@@ -132,6 +136,11 @@ class RingDriver(ABC):
                 self._allocator.give_back(buffer.gpa, max(buffer.size, 1))
         self.want_interrupts(self._interrupts)
         return done
+
+    def move(self, memory: GuestMemory) -> None:
+        """Go on in `memory`, which is the same elsewhere."""
+        self.memory = memory
+        self._allocator.move(memory)
 
     @abstractmethod
     def wants_kick(self) -> bool:

@@ -64,11 +64,20 @@ class GuestQueue:
         self.interrupted = False
         self.available: deque[GuestBuffer] = deque()
         self.used: deque[GuestBuffer] = deque()
+        self._taken: list[GuestBuffer] = []
         self._completed: deque[GuestBuffer] = deque()
 
-    def pop(self) -> GuestBuffer | None:
+    @property
+    def in_flight(self) -> tuple[GuestBuffer, ...]:
         """virtio.queue.VirtQueue, as the others."""
-        return self.available.popleft() if self.available else None
+        return tuple(self._taken)
+
+    def pop(self) -> GuestBuffer | None:
+        """The next one."""
+        if not self.available:
+            return None
+        self._taken.append(self.available.popleft())
+        return self._taken[-1]
 
     def chains(self) -> Iterator[GuestBuffer]:
         """At most `size` chains."""
@@ -83,6 +92,7 @@ class GuestQueue:
         """Hand a chain back."""
         assert isinstance(chain, GuestBuffer)
         assert written == (len(chain.data) if chain.writable else 0)
+        self._taken.remove(chain)
         self._completed.append(chain)
 
     def publish(self) -> bool:
@@ -190,6 +200,18 @@ class ConsoleGuest:
                 port.open = port.host_open = False
             self.ports = {}
             self.changed.notify_all()
+
+    def move(self, device: VirtioConsole) -> None:
+        """Go on with `device`, which takes over the state of the one so far, in another process."""
+        with self.changed:
+            state, self.device = self.device.save_state(), device
+            device.attach(GuestMemory(), self)
+            device.load_state(state)
+            device.adopt(tuple(self._queues) or (None,) * len(device.traits.queue_sizes))
+            assert device.save_state() == state
+            device.on_restored()
+            for index in range(len(self._queues)):
+                self.kick(index)
 
     def send_message(self, number: int, event: int, value: int) -> None:
         """Send a control message, and wait for it like Linux."""

@@ -58,6 +58,16 @@ class VirtioPciDriver(PciDriver):
         self._doorbells = doorbells
         self._defer = defer
 
+    def go_on(
+        self, mmio: Bus, memory: GuestMemory, doorbells: FakeDoorbells, defer: FakeDefer
+    ) -> None:
+        """What the driver has is the same, but elsewhere: its machine was moved."""
+        self._mmio, self._memory = mmio, memory
+        self._doorbells, self._defer = doorbells, defer
+        self._allocator.move(memory)
+        for ring in self.queues.values():
+            ring.move(memory)
+
     # -- common configuration ----------------------------------------------------------------------
 
     def get(self, name: str) -> int:

@@ -58,6 +58,16 @@ class EchoDevice(VirtioDevice):
         if queue.publish():
             self.signals.queue(index)
 
+    def save_state(self) -> bytes:
+        """The features that were chosen, and the configuration space."""
+        return super().save_state() + bytes(self.config)
+
+    def load_state(self, data: bytes) -> None:
+        """Both. Raises BadState."""
+        own = len(data) - self.traits.config_size
+        super().load_state(data[:own])
+        self.config[:] = data[own:]
+
     def reset(self) -> None:
         """Count it."""
         self.resets += 1

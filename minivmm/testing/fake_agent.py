@@ -72,6 +72,11 @@ class FakeAgent:
             number, source, output, errors, script = words
             ports = [None if name == "-" else int(name) for name in (source, output, errors)]
             self._spawn(lambda: self._session(int(number), ports, decode_script(script)))
+        elif verb == "hello":
+            self._guest.write(CONTROL_PORT, f"here {self._release}\n".encode())
+        elif verb == "abandon":
+            for process in list(self._processes.values()):
+                _signal_group(process, signal.SIGKILL)
         elif verb == "kill":
             self._spawn(lambda: self._kill(int(words[0]), int(words[1])))
 

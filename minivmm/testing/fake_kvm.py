@@ -19,11 +19,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from construct import Int64ul, Struct
+
 from minivmm.errors import HostError
 from minivmm.kvm import abi
+from minivmm.kvm.dirty_abi import bitmap_size
 from minivmm.kvm.ioctl import Ioctl
+from minivmm.saved import build, parse
 from minivmm.spec.x86 import CpuidEntry
 from minivmm.testing.fake_vcpu import PAGE, FakeVcpu
+
+_STATE = Struct("clock" / Int64ul)
 
 _INDEXED = 1
 """KVM_CPUID_FLAG_SIGNIFCANT_INDEX."""
@@ -59,6 +65,7 @@ class MemorySlot:
     size: int
     hva: int
     readonly: bool
+    logged: bool = False
 
 
 class FakeVm:
@@ -67,6 +74,8 @@ class FakeVm:
     def __init__(self) -> None:
         self.vcpus: list[FakeVcpu] = []
         self.slots: dict[int, MemorySlot] = {}
+        self.written: dict[int, set[int]] = {}
+        """Slot that is logged -> numbers of the pages that vCPUs wrote to."""
         self.irq_lines: dict[int, bool] = {}
         """Level of every pin that was ever driven."""
         self.irqfds: set[tuple[int, int]] = set()
@@ -84,13 +93,21 @@ class FakeVm:
         self.closed = False
 
     def set_memory_region(
-        self, slot: int, gpa: int, size: int, hva: int, *, readonly: bool = False
+        self,
+        slot: int,
+        gpa: int,
+        size: int,
+        hva: int,
+        *,
+        readonly: bool = False,
+        logged: bool = False,
     ) -> None:
-        """Record a slot, or delete it if `size` is 0."""
+        """Record a slot, or delete it if `size` is 0; its log goes with it."""
         old = self.slots.get(slot)
         if size == 0:
             _require(old is not None, Ioctl.SET_USER_MEMORY_REGION, f"slot {slot} is not there")
             del self.slots[slot]
+            self.written.pop(slot, None)
             return
         aligned = not (gpa | size | hva) % PAGE
         _require(aligned, Ioctl.SET_USER_MEMORY_REGION, f"slot {slot} is not made of pages")
@@ -99,7 +116,26 @@ class FakeVm:
         others = (kept for number, kept in self.slots.items() if number != slot)
         overlap = any(kept.gpa < gpa + size and gpa < kept.gpa + kept.size for kept in others)
         _require(not overlap, Ioctl.SET_USER_MEMORY_REGION, f"slot {slot} overlaps another")
-        self.slots[slot] = MemorySlot(gpa, size, hva, readonly)
+        self.slots[slot] = MemorySlot(gpa, size, hva, readonly, logged)
+        if not logged:
+            self.written.pop(slot, None)
+
+    def dirty_pages(self, slot: int, size: int) -> bytearray:
+        """The pages that vCPUs wrote to since the last call."""
+        known = self.slots.get(slot)
+        logged = known is not None and known.logged and known.size == size
+        _require(logged, Ioctl.GET_DIRTY_LOG, f"slot {slot} has no log of {size} bytes")
+        bitmap = bytearray(bitmap_size(size))
+        for page in self.written.pop(slot, ()):
+            bitmap[page // 8] |= 1 << page % 8
+        return bitmap
+
+    def wrote(self, gpa: int, size: int) -> None:
+        """A vCPU wrote `size` bytes at `gpa`, in a slot."""
+        for number, slot in self.slots.items():
+            if slot.logged and slot.gpa <= gpa and gpa + size <= slot.gpa + slot.size:
+                first, last = ((at - slot.gpa) // PAGE for at in (gpa, gpa + size - 1))
+                self.written.setdefault(number, set()).update(range(first, last + 1))
 
     def create_vcpu(self, index: int) -> FakeVcpu:
         """A vCPU with an empty script."""
@@ -165,8 +201,16 @@ class FakeVm:
         return False
 
     def clock(self) -> float | None:
-        """Seconds since the VM was made."""
+        """Seconds since the VM was made, or has been since another was that it goes on from."""
         return time.monotonic() - self._began
+
+    def save_state(self) -> bytes:
+        """The clock."""
+        return build(_STATE, clock=int((time.monotonic() - self._began) * 1e9))
+
+    def load_state(self, data: bytes) -> None:
+        """Take such a state over."""
+        self._began = time.monotonic() - parse("chips", _STATE, data).clock / 1e9
 
     def reset_irqchips(self) -> None:
         """Count it."""

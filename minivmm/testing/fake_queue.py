@@ -79,6 +79,11 @@ class FakeQueue:
         self.size = max(1, len(chains))
         self.interrupted = False
 
+    @property
+    def in_flight(self) -> tuple[FakeChain, ...]:
+        """None: its chains are completed at once."""
+        return ()
+
     def pop(self) -> FakeChain | None:
         """The next chain, or None."""
         return self._waiting.pop(0) if self._waiting else None

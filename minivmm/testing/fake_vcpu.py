@@ -8,14 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from construct import BytesInteger, Int16ul, PrefixedArray, Struct
+
 from minivmm.kvm import abi
 from minivmm.kvm.exits import ExitArea
+from minivmm.saved import build, parse, require
 from minivmm.spec.x86 import CpuidEntry, CpuState
 from minivmm.testing import host_memory
 from minivmm.testing.fake_debug import FakeDebug
 from minivmm.units import is_power_of_two
 
 PAGE = 4096
+
+_STATE = Struct("registers" / PrefixedArray(Int16ul, BytesInteger(16, swapped=True)))
 
 
 class Surroundings(Protocol):
@@ -26,6 +31,9 @@ class Surroundings(Protocol):
 
     def ring(self, address: int, length: int) -> bool:
         """Signal the doorbell that a guest write hits; False if it hits none."""
+
+    def wrote(self, gpa: int, size: int) -> None:
+        """A vCPU wrote to memory."""
 
 
 @dataclass
@@ -87,6 +95,22 @@ class FakeVcpu(ExitArea):
         """Finish the pending access and record the state; the script goes on."""
         self.finish_access()
         self.states.append(state)
+
+    msr_indices = (0x10, 0x174)
+    tsc_khz = 1_000_000
+    scales_tsc = False
+
+    def save_state(self) -> bytes:
+        """Its registers."""
+        return build(_STATE, registers=list(self.debug.values.values()))
+
+    def load_state(self, data: bytes) -> None:
+        """Take such a state over."""
+        name = f"cpu{self.index}"
+        values = parse(name, _STATE, data).registers
+        count = len(self.debug.values)
+        require(len(values) == count, name, "registers", len(values), f"there are {count}")
+        self.debug.values.update(zip(self.debug.values, values, strict=True))
 
     def script_out(self, port: int, data: bytes, *, size: int = 1) -> None:
         """The guest writes `data` to `port`, in items of `size` bytes: one exit."""
@@ -241,21 +265,21 @@ class FakeVcpu(ExitArea):
         elif step.data is not None and self._vm.ring(step.address, step.size):
             return None
         elif (hva := self._vm.hva(step.address, step.size)) is not None:
-            return _touch(hva, step)
+            return self._touch(hva, step)
         else:
             self.mmio.phys_addr, self.mmio.len = step.address, step.size
             self.mmio.is_write = step.data is not None
             self.mmio.data = int.from_bytes(step.data or b"", "little")
         return step.reason
 
-
-def _touch(hva: int, step: _Access) -> int | None:
-    """Do an access to a memslot."""
-    try:
-        if step.data is None:
-            step.answer.value = int.from_bytes(host_memory.peek(hva, step.size), "little")
-        else:
-            host_memory.poke(hva, step.data)
-    except OSError:
-        return abi.EXIT_EFAULT
-    return None
+    def _touch(self, hva: int, step: _Access) -> int | None:
+        """Do an access to a memslot."""
+        try:
+            if step.data is None:
+                step.answer.value = int.from_bytes(host_memory.peek(hva, step.size), "little")
+            else:
+                host_memory.poke(hva, step.data)
+                self._vm.wrote(step.address, step.size)
+        except OSError:
+            return abi.EXIT_EFAULT
+        return None

@@ -15,6 +15,7 @@ from minivmm.testing.fuzz_guest import FuzzGuest
 from minivmm.testing.fuzz_steps import Step
 from minivmm.testing.fuzz_talk import recover
 from minivmm.testing.fuzz_world import Setup, World
+from minivmm.testing.moving import move
 from minivmm.testing.shrinking import fewer
 
 _HOST = frozenset(
@@ -85,6 +86,8 @@ def take(world: World, guests: Sequence[FuzzGuest], step: Step) -> None:
     world.irq.messages.clear()
     if name == "recover":
         recover(guests, *arguments)
+    elif name == "move":
+        move(world, guests)
     elif name in _HOST:
         getattr(world, name)(*arguments)
     else:

@@ -59,6 +59,12 @@ class FuzzGuest(VirtioPciDriver):
         bar = self._bars[index]
         return self.function.config.get(bar.offset, bar.width) & -bar.size
 
+    def move(self, function: VirtioPciFunction) -> None:
+        """Go on with `function`, which `world` has now in place of the one so far (moving.py)."""
+        world, self.function = self.world, function
+        self._bars = {bar.index: bar for bar in function.bars}
+        self.go_on(world.mmio, world.memory, world.doorbells, world.defer)
+
     # -- a proper life -----------------------------------------------------------------------------
 
     @property

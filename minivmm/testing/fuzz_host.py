@@ -49,7 +49,13 @@ class WatchedMemory(GuestMemory):
 
     def view(self, gpa: int, length: int) -> memoryview:
         """As GuestMemory. Raises Violation for what must not be touched, or for too much."""
-        view = super().view(gpa, length)
+        return self._watched(super().view(gpa, length), gpa, length)
+
+    def peek(self, gpa: int, length: int) -> memoryview:
+        """The same."""
+        return self._watched(super().peek(gpa, length), gpa, length)
+
+    def _watched(self, view: memoryview, gpa: int, length: int) -> memoryview:
         self.views += 1
         if self.views > MOST_VIEWS:
             raise Violation(f"unbounded: {self.views} accesses to guest memory")
@@ -107,6 +113,10 @@ class LedgerRegion(FlakyRegion):
                     raise Violation(f"protected: block {block} is accessed")
             self.held.update(blocks)
         return super().view(offset, length)
+
+    def peek(self, offset: int, length: int) -> memoryview:
+        """The same: reading, too, may take host memory."""
+        return self.view(offset, length)
 
     def discard(self, offset: int, length: int) -> None:
         """As FlakyRegion."""

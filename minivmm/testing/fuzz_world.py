@@ -69,8 +69,12 @@ class Setup:
 class World:
     """The machine of `setup`. Close it, or lose memory."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, *, moved: bool = False) -> None:
+        """`moved`: it goes on with the disk that the last one had."""
         self.setup = setup
+        if not moved:
+            os.ftruncate(_disk(), 0)
+            os.ftruncate(_disk(), DISK_SIZE)
         self.memory = WatchedMemory()
         self.irq = FakeInterruptController()
         self.doorbells = FakeDoorbells()
@@ -252,8 +256,6 @@ def _disk() -> int:
 
 
 def _make_blk(setup: Setup) -> VirtioDevice:
-    os.ftruncate(_disk(), 0)
-    os.ftruncate(_disk(), DISK_SIZE)
     path = f"/proc/self/fd/{_disk()}"
     return VirtioBlk(VirtioBlkSpec(file=path, **setup.special, **setup.options))
 

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from minivmm.memory.guest import GuestMemory
+from minivmm.saved import build, parse
 from minivmm.virtio.errands import Errands, Inline
 from minivmm.virtio.options import VirtioOptions
 from minivmm.virtio.queue.queue import VirtQueue
+from minivmm.virtio.saved_forms import PLAIN
 from minivmm.virtio.tap import Tap
 
 
@@ -121,6 +123,12 @@ class VirtioDevice(ABC):
     def handle_queue(self, index: int, queue: VirtQueue) -> None:
         """The driver kicked queue `index`, which is live."""
 
+    def conclude(self) -> None:  # noqa: B027
+        """Answer what the host's work aside of the lock is over for; begin nothing new.
+
+        Called in place of handle_queue while the machine is about to stand still.
+        """
+
     def forget_queue(self, index: int) -> None:  # noqa: B027
         """The driver reset queue `index` alone: drop its chains, finish its work (GEN-D-7)."""
 
@@ -128,10 +136,29 @@ class VirtioDevice(ABC):
         """Device reset: forget the driver. Never changes virtio-mem block state (MEM-D-13)."""
 
     def on_broken(self) -> None:  # noqa: B027
-        """NEEDS_RESET was set: queues are closed, and only `reset` brings new ones (GEN-D-2)."""
+        """Device or driver has given up: queues are closed until `reset` (GEN-D-2)."""
 
     def system_reset(self) -> None:  # noqa: B027
         """The whole machine resets; called after `reset`."""
+
+    # -- saved state (minivmm.saved); no request is under way --------------------------------------
+
+    def save_state(self) -> bytes:
+        """What a model in another process needs to go on; rings are the transport's.
+
+        Overriders save `features`, too, in a form of their own.
+        """
+        return build(PLAIN, features=self.features)
+
+    def load_state(self, data: bytes) -> None:
+        """Take it over; `adopt` follows. Raises BadState, or HostError for what this host lacks."""
+        self.features = parse(self.identifier, PLAIN, data).features
+
+    def adopt(self, queues: tuple[VirtQueue | None, ...]) -> None:  # noqa: B027
+        """The transport was loaded, and these queues live: take back their chains in flight."""
+
+    def on_restored(self) -> None:  # noqa: B027
+        """The guest goes on in this process, in which nobody knows its driver yet."""
 
     def close(self) -> None:  # noqa: B027
         """The machine is gone, and its errands are over: release what the host gave."""

@@ -11,11 +11,13 @@ BAR 2 holds the MSI-X table. Drivers that do not switch MSI-X on, and those of d
 from __future__ import annotations
 
 from minivmm.bus import Bus, Doorbells
+from minivmm.errors import BadState, DeviceBroken
 from minivmm.irq import InterruptController
 from minivmm.memory.guest import GuestMemory
 from minivmm.pci.function import Bar, PciFunction
 from minivmm.pci.msix import MAX_VECTORS, Msix
 from minivmm.registers import Register, RegisterFile
+from minivmm.saved import build, parse
 from minivmm.spec import pci, virtio_pci
 from minivmm.spec.virtio_pci import CapabilityType, CommonConfig, Isr
 from minivmm.trace import Trace
@@ -23,6 +25,8 @@ from minivmm.virtio.device import VirtioDevice
 from minivmm.virtio.notification import STRIDE, NotificationArea
 from minivmm.virtio.pci_common import CommonConfiguration
 from minivmm.virtio.pci_window import ConfigWindow
+from minivmm.virtio.saved import judge_interrupts, judge_transport, transport_values
+from minivmm.virtio.saved_forms import FUNCTION
 from minivmm.virtio.service import Defer
 from minivmm.virtio.transport import Transport
 
@@ -127,6 +131,39 @@ class VirtioPciFunction(PciFunction):
         """The whole machine resets: the device model forgets everything that it may."""
         self.reset()
         self.device.system_reset()
+
+    def save_state(self) -> bytes:
+        """Configuration space, registers, interrupts, rings; the device model saves itself."""
+        return build(
+            FUNCTION,
+            pci=self.save_pci(),
+            msix=self.msix.save() if self.msix else None,
+            isr=self._isr,
+            common=self._common.save(),
+            transport=transport_values(self.transport),
+        )
+
+    def load_state(self, data: bytes) -> None:
+        """Take it over, the device model's having been loaded. Raises BadState.
+
+        Doorbells are bound, but held (Transport.hold), and no message leaves.
+        """
+        saved = parse(self.name, FUNCTION, data)
+        queues, vectors = len(self.transport.queue_registers), _vectors(self.device)
+        self.judge_pci(saved.pci)
+        judge_interrupts(saved, self.name, queues=queues, vectors=vectors)
+        judge_transport(saved.transport, self.transport)
+        if self.msix:
+            self.msix.judge(saved.msix)
+        try:
+            self.transport.load(saved.transport)
+        except DeviceBroken as error:
+            raise BadState(self.name, "rings", "of this layout", str(error)) from error
+        self._common.load(saved.common)
+        if self.msix:
+            self.msix.load(saved.msix)
+        self.load_pci(saved.pci)
+        self._set_isr(saved.isr)
 
     def inspect(self) -> dict[str, object]:
         """The device model, the transport, the PCI function."""

@@ -6,6 +6,7 @@ It adds to the transport what only this structure has: selectors and MSI-X vecto
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from minivmm.registers import Read, Register, RegisterFile, Write, constant
 from minivmm.spec.virtio_pci import NO_VECTOR, CommonConfig
@@ -44,6 +45,24 @@ class CommonConfiguration:
         self.config_vector = NO_VECTOR
         self.queue_vectors = [NO_VECTOR] * len(self._transport.queue_registers)
 
+    def save(self) -> dict[str, object]:
+        """Values of saved_forms.COMMON."""
+        return {
+            "device_feature_select": self._device_feature_select,
+            "driver_feature_select": self._driver_feature_select,
+            "queue_select": self.queue_select,
+            "config_vector": self.config_vector,
+            "queue_vectors": self.queue_vectors,
+        }
+
+    def load(self, saved: Any) -> None:
+        """Take over what saved.judge_interrupts let pass."""
+        self._device_feature_select = saved.device_feature_select
+        self._driver_feature_select = saved.driver_feature_select
+        self.queue_select = saved.queue_select
+        self.config_vector = saved.config_vector
+        self.queue_vectors = list(saved.queue_vectors)
+
     def is_mapped(self, vector: int) -> bool:
         """Is any event mapped to `vector`?"""
         return vector in (self.config_vector, *self.queue_vectors)
@@ -68,7 +87,7 @@ class CommonConfiguration:
             "config_msix_vector": (lambda: self.config_vector, self._set_config_vector),
             "num_queues": (constant(len(transport.queue_registers)), None),
             "device_status": (lambda: int(transport.status), transport.write_status),
-            "config_generation": (transport.read_generation, None),
+            "config_generation": (transport.generation.read, None),
             "admin_queue_index": (constant(0), None),
             "admin_queue_num": (constant(0), None),
         }

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Any
 
 from minivmm.errors import DeviceBroken
 from minivmm.units import is_power_of_two
 from minivmm.virtio.queue.queue import QueueLayout
+
+_NONE = 0xFFFF_FFFF
+"""No size was refused; sizes have 16 bits."""
 
 
 class Part(Enum):
@@ -60,6 +64,27 @@ class QueueRegisters:
         """Guest physical address of `part`, written by the driver; judged when the queue opens."""
         if not self.enabled:
             self._addresses[part] = gpa
+
+    def save(self) -> dict[str, object]:
+        """Values of saved.QUEUE; `packed` follows from the features."""
+        return {
+            "enabled": self.enabled,
+            "size": self._chosen_size or 0,
+            "refused": _NONE if self._refused_size is None else self._refused_size,
+            "addresses": [self._addresses[part] for part in Part],
+        }
+
+    def load(self, saved: Any, *, packed: bool) -> None:
+        """Take values of saved.QUEUE over. Raises DeviceBroken for a size that cannot be."""
+        self.reset()
+        self.packed = packed
+        if saved.size:
+            self.set_size(saved.size)
+        if self._refused_size is not None:
+            raise DeviceBroken(f"queue size {saved.size} is not one up to {self.max_size}")
+        self._refused_size = None if saved.refused == _NONE else saved.refused
+        self._addresses = dict(zip(Part, saved.addresses, strict=True))
+        self.enabled = saved.enabled
 
     def layout(self) -> QueueLayout:
         """Everything as the queue formats want it. Raises DeviceBroken if a size was refused."""

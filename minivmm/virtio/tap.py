@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from minivmm.trace import Detail, Trace
 from minivmm.virtio.notifier import Notifier
 from minivmm.virtio.queue.queue import Chain, VirtQueue
+from minivmm.virtio.queue.ring import RingQueue, RingState
 
 MOST_TOLD = 1024
 """Chains that one interrupt event names; those before them are left out."""
@@ -125,6 +126,11 @@ class TappedQueue:
     def interrupted(self, value: bool) -> None:
         self.real.interrupted = value
 
+    @property
+    def in_flight(self) -> tuple[Chain, ...]:
+        """Chains that the device has."""
+        return self.real.in_flight
+
     def pop(self) -> Chain | None:
         """The next available chain, or None."""
         chain = self.real.pop()
@@ -194,3 +200,9 @@ def tapped(queue: VirtQueue | None, tap: Tap | None) -> VirtQueue | None:
     """`queue`, live or not, as it is to be used with `tap`, or without one."""
     real = queue.real if isinstance(queue, TappedQueue) else queue
     return real if real is None or tap is None else TappedQueue(real, tap)
+
+
+def ring_of(queue: VirtQueue | None) -> RingState | None:
+    """How far a queue got, tapped or not, if it lives."""
+    real = tapped(queue, None)
+    return real.state() if isinstance(real, RingQueue) else None

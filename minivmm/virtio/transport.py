@@ -12,18 +12,21 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from minivmm.errors import DeviceBroken
 from minivmm.memory.guest import GuestMemory
 from minivmm.spec.virtio import DeviceStatus, Feature
 from minivmm.trace import Detail, Trace
 from minivmm.virtio.device import VirtioDevice
+from minivmm.virtio.generation import Generation
 from minivmm.virtio.notifier import Notifier
 from minivmm.virtio.queue import open_queue
 from minivmm.virtio.queue.queue import VirtQueue
+from minivmm.virtio.queue.ring import RingState
 from minivmm.virtio.queue_registers import QueueRegisters
 from minivmm.virtio.service import Defer, QueueService
-from minivmm.virtio.tap import Tap, TappedNotifier, tapped
+from minivmm.virtio.tap import Tap, TappedNotifier, ring_of, tapped
 
 _DRIVER_BITS = (
     DeviceStatus.ACKNOWLEDGE
@@ -61,8 +64,8 @@ class Transport:
         self._memory = memory
         self._trace = trace
         self._service = QueueService(len(sizes), self._handle, self.kick, defer)
-        self._generation = 0
-        self._generation_seen = False
+        self._held = self._restored = False
+        self.generation = Generation()
         self._tap: Tap | None = None
         device.attach(memory, self)
         trace.on_detail(Detail.REQUESTS, self._follow_requests)
@@ -78,7 +81,7 @@ class Transport:
             "status": self.status.name or "reset",
             "device-features": f"{self.device_features:#x}",
             "driver-features": f"{self.driver_features:#x}",
-            "config-generation": self._generation,
+            "config-generation": self.generation.value,
             "queues": self._service.inspect(),
         }
 
@@ -105,6 +108,8 @@ class Transport:
         self.trace("status", status=self.status.name)
         if DeviceStatus.FAILED in added:
             self._service.close_all()
+            with self._guarded("on_broken"):
+                self.device.on_broken()
         elif DeviceStatus.DRIVER_OK in added:
             self._start()
 
@@ -183,11 +188,6 @@ class Transport:
 
     # -- configuration space -----------------------------------------------------------------------
 
-    def read_generation(self) -> int:
-        """config_generation; the next change after this read will be visible (PCI-D-11)."""
-        self._generation_seen = True
-        return self._generation
-
     def read_config(self, offset: int, size: int) -> int:
         """`size` bytes at `offset` of the configuration space; zeroes behind its end."""
         data = b""
@@ -209,13 +209,10 @@ class Transport:
     def config(self, *, notify: bool = True) -> None:
         """Configuration space changed.
 
-        The generation moves once per value that the driver has seen, so it cannot wrap around to
-        that value, however many changes pass unread (PCI-D-11). Before DRIVER_OK it moves as well
-        (drivers read early, GEN-D-6), but neither ISR nor interrupt tell of it (reference E.4).
+        Before DRIVER_OK the generation moves as well (drivers read early, GEN-D-6), but neither ISR
+        nor interrupt tell of it (reference E.4).
         """
-        if self._generation_seen:
-            self._generation = (self._generation + 1) & 0xFF
-            self._generation_seen = False
+        self.generation.change()
         if notify and self.live:
             self._notifier.notify_config()
 
@@ -229,13 +226,50 @@ class Transport:
 
         Whatever goes wrong in there breaks the device and nothing else.
         """
-        if self.live and self._notifier.bus_master:
+        if self._held:
+            with self._guarded("conclude"):
+                self.device.conclude()
+        elif self.live and self._notifier.bus_master:
             self._service.serve(index)
 
     def kick_all(self) -> None:
         """Look at every live queue: kicks were ignored until now."""
         for index in range(len(self.queue_registers)):
             self.kick(index)
+
+    def hold(self, on: bool) -> None:
+        """Touch no queue any more, but to answer what is at work aside of the lock; or go on.
+
+        For when no vCPU runs; on as well once a state was loaded, until the guest is to go on.
+        """
+        self._held = on
+        if self._restored and not on:
+            self._restored = False
+            with self._guarded("on_restored"):
+                self.device.on_restored()
+        self.kick_all()
+
+    def rings(self) -> tuple[RingState | None, ...]:
+        """How far every live queue got, by index."""
+        return tuple(map(ring_of, self._service.queues))
+
+    def load(self, saved: Any) -> None:
+        """Take over what judge_transport let pass, and hold; the device model came before.
+
+        Raises DeviceBroken for registers and rings that no driver can cause.
+        """
+        self._held = self._restored = True
+        self._service.close_all()
+        self.status = DeviceStatus(saved.status)
+        self.driver_features = saved.driver_features
+        self.trouble = saved.trouble
+        self.generation.value, self.generation.seen = saved.generation, saved.generation_seen
+        packed = self.negotiated(Feature.RING_PACKED)
+        for index, queue in enumerate(saved.queues):
+            self.queue_registers[index].load(queue, packed=packed)
+            if queue.ring is not None:
+                self._open(index, queue.ring)
+        self.device.adopt(tuple(self._service.queues))
 
     def trace(self, name: str, **fields: object) -> None:
         """Emit a trace event with the device's identifier as its source."""
@@ -272,10 +306,10 @@ class Transport:
             self.device.start(tuple(self._service.queues))
         self.kick_all()
 
-    def _open(self, index: int) -> None:
+    def _open(self, index: int, resumed: RingState | None = None) -> None:
         """Raises DeviceBroken for what is wrong with the registers of queue `index`."""
         layout = self.queue_registers[index].layout()
-        queue = open_queue(index, self._memory, layout, self.driver_features)
+        queue = open_queue(index, self._memory, layout, self.driver_features, resumed)
         self._service.queues[index] = tapped(queue, self._tap)
 
     def _follow_requests(self, on: bool) -> None:

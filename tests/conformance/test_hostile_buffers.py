@@ -262,16 +262,24 @@ class Meddler:
     """Guest memory whose content another CPU changes before the n-th access of the device."""
 
     def __init__(self, memory: GuestMemory, at: int, change: Callable[[], None]) -> None:
-        self._view, self._left, self._change = memory.view, at, change
-        vars(memory).update(view=self.view)
+        self._view, self._peek, self._left, self._change = memory.view, memory.peek, at, change
+        vars(memory).update(view=self.view, peek=self.peek)
         self._memory = memory
 
     def view(self, gpa: int, length: int) -> memoryview:
+        self._count()
+        return self._view(gpa, length)
+
+    def peek(self, gpa: int, length: int) -> memoryview:
+        self._count()
+        return self._peek(gpa, length)
+
+    def _count(self) -> None:
         self._left -= 1
         if self._left == 0:
-            del vars(self._memory)["view"]
+            for name in ("view", "peek"):
+                del vars(self._memory)[name]
             self._change()
-        return self._view(gpa, length)
 
 
 @pytest.mark.parametrize("at", range(1, 20))

@@ -59,12 +59,10 @@ class VmOutOfSlots(FakeVm):
 
     full = False
 
-    def set_memory_region(
-        self, slot: int, gpa: int, size: int, hva: int, *, readonly: bool = False
-    ) -> None:
+    def set_memory_region(self, slot: int, gpa: int, size: int, hva: int, **options: bool) -> None:
         if self.full and size:
             raise HostError("KVM_SET_USER_MEMORY_REGION: no space left")
-        super().set_memory_region(slot, gpa, size, hva, readonly=readonly)
+        super().set_memory_region(slot, gpa, size, hva, **options)
 
 
 @pytest.mark.rule("MEM-D-3", "MEM-D-28")

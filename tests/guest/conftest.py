@@ -27,6 +27,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=KERNELS,
         help="only tests that boot this kernel; those that boot none or either go with the last",
     )
+    parser.addoption(
+        "--moments",
+        type=int,
+        default=2,
+        help="at how many moments of a resize a guest is saved (test_snapshot)",
+    )
+    parser.addoption(
+        "--moves",
+        type=int,
+        default=1,
+        help="how often a guest migrates during a resize, and how often either side is killed",
+    )
 
 
 def kernel_of(item: pytest.Item) -> str:

@@ -73,12 +73,12 @@ def test_random_port_accesses_never_raise(accesses: list[tuple[int, int, int]]) 
 def test_generation_differs_whenever_something_changed_in_between(steps: list[str]) -> None:
     with DeviceBench(EchoDevice()) as bench:
         transport = bench.function.transport
-        last, changed = transport.read_generation(), False
+        last, changed = transport.generation.read(), False
         for step in steps:
             if step == "change":
                 transport.config(notify=False)
                 changed = True
             else:
-                now = transport.read_generation()
+                now = transport.generation.read()
                 assert (now != last) == changed
                 last, changed = now, False

@@ -53,6 +53,11 @@ class MischievousQueue:
     def interrupted(self, value: bool) -> None:
         self.real.interrupted = value
 
+    @property
+    def in_flight(self) -> tuple[Chain, ...]:
+        """Chains that wait for an answer, which some may never get."""
+        return self.real.in_flight
+
     def pop(self) -> Chain | None:
         """The next chain that the device is to see, or None."""
         while (chain := self.real.pop()) is not None:

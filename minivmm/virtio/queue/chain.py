@@ -6,7 +6,8 @@ addresses and translated at every access: memory can be unplugged while a chain 
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, Self
 
 from minivmm.errors import DeviceBroken, GuestAddressError
 from minivmm.memory.guest import GuestMemory
@@ -18,6 +19,20 @@ class ChainOwner(Protocol):
 
     memory: GuestMemory
     closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChainState:
+    """A chain that a device has, as plain data; buffers are (gpa, length in bytes)."""
+
+    head: int
+    slots: int
+    descriptors: int
+    done: bool
+    """Completed, but not handed back: older ones come first (IN_ORDER)."""
+    written: int
+    readable: tuple[tuple[int, int], ...]
+    writable: tuple[tuple[int, int], ...]
 
 
 class BufferChain:
@@ -51,6 +66,37 @@ class BufferChain:
         self.done = False
         self._readable_parts: list[tuple[int, int]] = []
         self._writable_parts: list[tuple[int, int]] = []
+
+    @classmethod
+    def resumed(cls, owner: ChainOwner, state: ChainState) -> Self:
+        """The chain that `state` was taken of. Whether it is in RAM shows when it is used.
+
+        Raises DeviceBroken for empty buffers, and for more than 2^32 bytes in all.
+        """
+        chain = cls(owner, state.head)
+        chain.slots, chain.descriptors = state.slots, state.descriptors
+        chain.done, chain.written = state.done, state.written
+        chain._readable_parts = list(state.readable)
+        chain._writable_parts = list(state.writable)
+        chain.readable = sum(length for _, length in state.readable)
+        chain.writable = sum(length for _, length in state.writable)
+        if not all(length for _, length in (*state.readable, *state.writable)):
+            raise DeviceBroken(f"chain {chain.head}: an empty buffer")
+        if chain.readable + chain.writable > MAX_CHAIN_BYTES:
+            raise DeviceBroken(f"chain {chain.head}: longer than 4 GiB")
+        return chain
+
+    def state(self) -> ChainState:
+        """Plain data of which `resumed` makes an equal chain."""
+        return ChainState(
+            self.head,
+            self.slots,
+            self.descriptors,
+            self.done,
+            self.written,
+            tuple(self._readable_parts),
+            tuple(self._writable_parts),
+        )
 
     def add(self, gpa: int, length: int, *, writable: bool) -> None:
         """Append a buffer of `length` bytes at `gpa`; empty ones are ignored, wherever they are.

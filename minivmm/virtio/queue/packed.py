@@ -12,12 +12,10 @@ from __future__ import annotations
 import struct
 
 from minivmm.errors import DeviceBroken
-from minivmm.memory.guest import GuestMemory
 from minivmm.spec import virtio
 from minivmm.spec.virtio import DescriptorFlags, EventFlags, PackedFlags
 from minivmm.virtio.queue.chain import BufferChain
-from minivmm.virtio.queue.queue import QueueLayout
-from minivmm.virtio.queue.ring import MAX_CHAIN_LENGTH, RingQueue
+from minivmm.virtio.queue.ring import MAX_CHAIN_LENGTH, RingQueue, RingState
 
 # The hot path's overlays of PackedDescriptor and of its part that a used one changes.
 DESCRIPTOR = struct.Struct("<QIHH")
@@ -39,10 +37,8 @@ _DESCRIPTOR = int(EventFlags.DESCRIPTOR)
 class PackedQueue(RingQueue):
     """A live packed queue; a chain takes a slot of the ring for each direct descriptor."""
 
-    def __init__(
-        self, index: int, memory: GuestMemory, layout: QueueLayout, *, features: int
-    ) -> None:
-        super().__init__(index, memory, layout, features=features)
+    def _set_up(self, resumed: RingState | None) -> None:
+        index, layout = self.index, self.layout
         self._ring_size = virtio.packed_ring_size(self.size)
         self._next_avail = 0
         self._avail_lap = _AVAIL
@@ -60,7 +56,10 @@ class PackedQueue(RingQueue):
             ("driver area", layout.driver, event_size, virtio.EVENT_ALIGNMENT),
             ("device area", layout.device, event_size, virtio.EVENT_ALIGNMENT),
         ):
-            self._check_part(name, gpa, length, alignment)
+            self._check_part(name, gpa, length, alignment, look=resumed is None)
+        if resumed is not None:
+            self._go_on_at(resumed)
+            return
         if self._event_idx:
             self._ask_for_doorbell()
         self._device_event()[1] = _DESCRIPTOR if self._event_idx else _ENABLE
@@ -69,6 +68,32 @@ class PackedQueue(RingQueue):
         """Where the ring is and how far both sides got."""
         positions = {"next-avail": self._next_avail, "next-used": self._next_used}
         return {"format": "packed", **super().inspect(), **positions}
+
+    def _positions(self) -> tuple[int, int]:
+        avail = virtio.WRAP_COUNTER if self._avail_lap == _AVAIL else 0
+        used = virtio.WRAP_COUNTER if self._used_lap == _BOTH else 0
+        return self._next_avail | avail, self._next_used | used
+
+    def _go_on_at(self, state: RingState) -> None:
+        self._resume(state, slots=None)
+        self._next_avail, wrap = self._place(state.next_avail)
+        self._avail_lap = _AVAIL if wrap else _BOTH ^ _AVAIL
+        self._next_used, used_wrap = self._place(state.next_used)
+        self._used_lap = _BOTH if used_wrap else 0
+        ahead = self._next_used + self._in_flight
+        lap, place = divmod(ahead, self.size)
+        if (place, used_wrap ^ bool(lap)) != (self._next_avail, wrap):
+            raise DeviceBroken(
+                f"queue {self.index}: {self._in_flight} slots in flight between"
+                f" {state.next_used:#x} and {state.next_avail:#x}"
+            )
+
+    def _place(self, position: int) -> tuple[int, bool]:
+        """Descriptor and wrap counter."""
+        at = position & (virtio.WRAP_COUNTER - 1)
+        if at >= self.size:
+            raise DeviceBroken(f"queue {self.index}: position {at} of {self.size}")
+        return at, bool(position & virtio.WRAP_COUNTER)
 
     def _is_available(self) -> bool:
         """The flags are loaded before anything else of that descriptor (PKD-D-3)."""

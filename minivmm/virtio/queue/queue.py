@@ -54,6 +54,10 @@ class VirtQueue(Protocol):
     interrupted: bool
     """chains() stopped at its bound; the transport clears it and kicks again later."""
 
+    @property
+    def in_flight(self) -> tuple[Chain, ...]:
+        """Chains that were popped and are not completed, oldest first."""
+
     def pop(self) -> Chain | None:
         """The next available chain, or None. Popped chains must be completed."""
 

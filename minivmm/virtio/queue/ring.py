@@ -12,12 +12,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from minivmm.errors import DeviceBroken, GuestAddressError
 from minivmm.fence import full_fence
 from minivmm.memory.guest import GuestMemory
 from minivmm.spec.virtio import Descriptor, Feature
-from minivmm.virtio.queue.chain import BufferChain
+from minivmm.virtio.queue.chain import BufferChain, ChainState
 from minivmm.virtio.queue.queue import Chain, QueueLayout
 
 MAX_CHAIN_LENGTH = 1024
@@ -32,11 +33,31 @@ def need_event(event: int, new: int, old: int) -> bool:
     return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
 
 
+@dataclass(frozen=True, slots=True)
+class RingState:
+    """A ring between two calls of its device: all that was completed is published."""
+
+    next_avail: int
+    """As doorbells with NOTIFICATION_DATA tell it: 16 bits, packed with the wrap counter on top."""
+    next_used: int
+    """The same of the used side."""
+    decided: bool
+    """With EVENT_IDX: the first decision about an interrupt was made."""
+    chains: tuple[ChainState, ...]
+    """Popped and not handed back, oldest first."""
+
+
 class RingQueue(ABC):
     """A live queue of either format. Raises DeviceBroken for what drivers must not do (C.7)."""
 
     def __init__(
-        self, index: int, memory: GuestMemory, layout: QueueLayout, *, features: int
+        self,
+        index: int,
+        memory: GuestMemory,
+        layout: QueueLayout,
+        *,
+        features: int,
+        resumed: RingState | None = None,
     ) -> None:
         self.index = index
         self.size = layout.size
@@ -50,10 +71,17 @@ class RingQueue(ABC):
         """With IN_ORDER: chains that were popped and not yet handed back, oldest first."""
         if features & Feature.IN_ORDER.mask:
             self._order = deque()
-        self._in_flight = 0  # in slots
+        self._taken: dict[BufferChain, None] = {}
+        self._in_flight = 0  # in slots; unlike _taken, with chains that are not handed back yet
         self._decided_once = False
+        self._set_up(resumed)
 
     # -- VirtQueue ---------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> tuple[Chain, ...]:
+        """Chains that were popped and are not completed, oldest first."""
+        return tuple(self._taken)
 
     def pop(self) -> Chain | None:
         """The next available chain, or None. Popped chains must be completed."""
@@ -82,6 +110,7 @@ class RingQueue(ABC):
         if not isinstance(chain, BufferChain) or chain.owner is not self or chain.done:
             raise ValueError(f"queue {self.index}: completing a chain that is not in flight")
         chain.done, chain.written = True, written
+        self._taken.pop(chain, None)
         if self._order is None:
             self._hand_back(chain)
             return
@@ -110,7 +139,24 @@ class RingQueue(ABC):
             "signalled": self._decided_once,
         }
 
+    def state(self) -> RingState:
+        """How far both sides got, for `resumed` of a queue in another process."""
+        chains = self._taken if self._order is None else self._order
+        held = tuple(chain.state() for chain in chains)
+        return RingState(*self._positions(), self._decided_once, held)
+
     # -- what a format does ------------------------------------------------------------------------
+
+    @abstractmethod
+    def _set_up(self, resumed: RingState | None) -> None:
+        """Check the layout; begin at the start, or go on at `resumed` without a look at memory.
+
+        Raises DeviceBroken.
+        """
+
+    @abstractmethod
+    def _positions(self) -> tuple[int, int]:
+        """next_avail and next_used of a RingState."""
 
     @abstractmethod
     def _is_available(self) -> bool:
@@ -142,10 +188,29 @@ class RingQueue(ABC):
         if self.closed or not self._waits():
             return None
         chain = self._take()
+        self._hold(chain)
+        return chain
+
+    def _hold(self, chain: BufferChain) -> None:
+        """The device has `chain`, or has handed it back out of its order."""
         self._in_flight += chain.slots
+        if not chain.done:
+            self._taken[chain] = None
         if self._order is not None:
             self._order.append(chain)
-        return chain
+
+    def _resume(self, state: RingState, slots: int | None) -> None:
+        """Take chains over; each has `slots` slots, if that is fixed."""
+        self._decided_once = state.decided
+        for saved in state.chains:
+            chain = BufferChain.resumed(self, saved)
+            if chain.done and not self._order:
+                raise self._broken(chain, "is done, and was not handed back")
+            if chain.slots != slots if slots else not chain.slots:
+                raise self._broken(chain, f"{chain.slots} slots")
+            self._hold(chain)
+        if self._in_flight > self.size:
+            raise DeviceBroken(f"queue {self.index}: {self._in_flight} slots in flight")
 
     def _waits(self) -> bool:
         """Does a chain wait? Finding none asks for a doorbell, and looks again (C.5)."""
@@ -172,14 +237,15 @@ class RingQueue(ABC):
         except GuestAddressError as error:
             raise self._broken(chain, str(error)) from error
 
-    def _check_part(self, name: str, gpa: int, length: int, alignment: int) -> None:
-        """Is that part of the layout aligned, and guest RAM?
+    def _check_part(self, name: str, gpa: int, length: int, alignment: int, *, look: bool) -> None:
+        """Is that part of the layout aligned, and (with `look`) guest RAM?
 
         It has to lie in one region, where its indices can be loaded and stored in one access.
         """
         if gpa % alignment:
             raise DeviceBroken(f"queue {self.index}: {name} at {gpa:#x} is not aligned")
-        self._view(gpa, length)
+        if look:
+            self._view(gpa, length)
 
     def _broken(self, chain: BufferChain, why: str) -> DeviceBroken:
         return DeviceBroken(f"queue {self.index}: chain {chain.head}: {why}")

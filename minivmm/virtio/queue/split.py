@@ -5,13 +5,11 @@ from __future__ import annotations
 import struct
 
 from minivmm.errors import DeviceBroken
-from minivmm.memory.guest import GuestMemory
 from minivmm.spec import virtio
 from minivmm.spec.virtio import DescriptorFlags
 from minivmm.units import is_power_of_two
 from minivmm.virtio.queue.chain import BufferChain
-from minivmm.virtio.queue.queue import QueueLayout
-from minivmm.virtio.queue.ring import MAX_CHAIN_LENGTH, RingQueue
+from minivmm.virtio.queue.ring import MAX_CHAIN_LENGTH, RingQueue, RingState
 
 # The hot path's overlays of Descriptor, UsedElement and RingHeader; a test compares them.
 DESCRIPTOR = struct.Struct("<QIHH")
@@ -30,10 +28,8 @@ _NO_INTERRUPT = int(virtio.AvailFlags.NO_INTERRUPT)
 class SplitQueue(RingQueue):
     """A live split queue; a chain takes one slot of the available ring."""
 
-    def __init__(
-        self, index: int, memory: GuestMemory, layout: QueueLayout, *, features: int
-    ) -> None:
-        super().__init__(index, memory, layout, features=features)
+    def _set_up(self, resumed: RingState | None) -> None:
+        index, layout = self.index, self.layout
         self._table_size = virtio.descriptor_table_size(self.size)
         self._avail_size = virtio.avail_ring_size(self.size)
         self._used_size = virtio.used_ring_size(self.size)
@@ -48,12 +44,29 @@ class SplitQueue(RingQueue):
             ("available ring", layout.driver, self._avail_size, virtio.AVAIL_ALIGNMENT),
             ("used ring", layout.device, self._used_size, virtio.USED_ALIGNMENT),
         ):
-            self._check_part(name, gpa, length, alignment)
+            self._check_part(name, gpa, length, alignment, look=resumed is None)
+        if resumed is not None:
+            self._go_on_at(resumed)
 
     def inspect(self) -> dict[str, object]:
         """Where the rings are and how far both sides got."""
         indices = {"next-avail": self._next_avail, "used": self._published}
         return {"format": "split", **super().inspect(), **indices}
+
+    def _positions(self) -> tuple[int, int]:
+        return self._next_avail, self._next_used
+
+    def _go_on_at(self, state: RingState) -> None:
+        self._resume(state, slots=1)
+        if any(chain.head >= self.size for chain in state.chains):
+            raise DeviceBroken(f"queue {self.index}: a chain's head is not in the table")
+        if (state.next_avail - state.next_used) & 0xFFFF != self._in_flight:
+            raise DeviceBroken(
+                f"queue {self.index}: {self._in_flight} chains in flight between {state.next_used}"
+                f" and {state.next_avail}"
+            )
+        self._next_avail = state.next_avail
+        self._next_used = self._published = self._shown = state.next_used
 
     def _is_available(self) -> bool:
         index = self._avail()[_IDX]

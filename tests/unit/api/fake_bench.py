@@ -43,7 +43,10 @@ class FakeGuest:
 
     def boot(self) -> None:
         """Set up the console, and have the agent say that it is ready."""
-        console = ConsoleGuest(self._engine.machine.board.console, self._engine.loop.lock)
+        device, lock = self._engine.machine.board.console, self._engine.loop.lock
+        with lock:
+            device.reset()  # as drivers do; of a restored machine it knows another one
+        console = ConsoleGuest(device, lock)
         console.probe()
         self._agent = FakeAgent(console)
         self._agent.start()

@@ -17,11 +17,11 @@ from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as pb
 
 from minivmm import runtime
 from minivmm.cli.main import run
-from minivmm.control.listening import listen
 from minivmm.control.trace_server import TraceServer
 from minivmm.loop import EventLoop
 from minivmm.testing.traced import Traced
 from minivmm.tracing.file import TraceFile
+from minivmm.unix_socket import listen
 
 
 @pytest.fixture

@@ -51,6 +51,12 @@ class Rig:
         self.trace = Trace()
         self.agent = GuestAgent(self.console, self.trace)
 
+    def move(self) -> None:
+        """The guest goes on in another process, with an agent's host side of its own."""
+        self.console = VirtioConsole()
+        self.agent = GuestAgent(self.console, self.trace)
+        self.guest.move(self.console)
+
     def boot(self) -> None:
         self.guest.probe()
         self.guest.open(CONTROL_PORT)
@@ -352,3 +358,86 @@ def test_quit_is_passed_on(rig: Rig) -> None:
 def test_impossible_command_is_refused(rig: Rig) -> None:
     with pytest.raises(UsageError):
         rig.agent.run([], Owner().callbacks())
+
+
+# -- the guest goes on in another process ----------------------------------------------------------
+
+
+def test_restored_guest_is_greeted_and_ready_once_it_answers(rig: Rig) -> None:
+    rig.move()
+
+    assert not rig.agent.ready
+    assert [rig.hear(), rig.hear()] == [["abandon"], ["hello"]]
+    rig.say("here 6.12.0")
+    assert rig.agent.ready
+    assert rig.agent.kernel_release == "6.12.0"
+
+
+def test_ends_of_commands_of_the_old_process_are_taken_for_nobodys(rig: Rig) -> None:
+    """They may come at any time; ids must not be given out twice, whatever number of moves."""
+    ids = []
+    for _ in range(3):
+        _, owner = rig.run("true")
+        ids.append(rig.hear()[1])
+        rig.move()
+        rig.hear(), rig.hear()
+        rig.say("here 6.12.0")
+        _, owner = rig.run("true")
+        for old in ids:
+            rig.say(f"exit {old} 137")
+        assert owner.end == []
+        ids.append(rig.hear()[1])
+        rig.say(f"exit {ids[-1]} 0")
+        assert owner.end == [0]
+
+    assert len(set(ids)) == len(ids)
+
+
+def test_ports_of_old_commands_are_used_again_when_the_guest_has_closed_them(rig: Rig) -> None:
+    rig.run(stdin=True)
+    number, source, output, errors = rig.hear()[1:5]
+    ports = [int(port) for port in (source, output, errors)]
+    for port in ports:
+        rig.guest.open(port)
+    rig.guest.write(ports[0], b".")
+    rig.move()
+    rig.hear(), rig.hear()
+    rig.say("here 6.12.0")
+
+    rig.guest.write(ports[1], b"output of nobody's command")
+    taken = [set(map(int, rig.hear()[2:5])) for _ in range(2) if rig.run(stdin=True)]
+    assert not any(set(ports) & those for those in taken)
+    rig.run(stdin=True)
+    assert not rig.heard()
+    rig.say(f"exit {number} 137")
+    for port in ports:
+        rig.guest.close(port)
+
+    assert set(map(int, rig.hear()[2:5])) == set(ports)
+
+
+def test_guest_that_was_saved_while_its_driver_was_away_is_greeted_later(rig: Rig) -> None:
+    """Suspend and resume reset the driver, and the agent does not notice."""
+    rig.guest.reset()
+    rig.move()
+    rig.guest.probe()
+    rig.guest.open(CONTROL_PORT)
+
+    assert rig.hear() == ["hello"]
+
+
+def test_line_that_was_on_its_way_arrives_whole_before_the_greeting(rig: Rig) -> None:
+    """The buffers of the guest are full; what waits for room is part of the state."""
+    command = "x" * 3000
+    for _ in range(2):
+        rig.run(command)
+    for _ in range(60):
+        rig.agent.quit()
+    rig.move()
+
+    lines = b"".join(rig.guest.read(CONTROL_PORT, PAGE) for _ in range(3)).split(b"\n")
+    while b"hello" not in lines:
+        lines += rig.guest.read(CONTROL_PORT, PAGE).split(b"\n")
+
+    assert [line.split(b" ")[0] for line in lines if line][-2:] == [b"abandon", b"hello"]
+    assert lines.count(b"quit") == 60

@@ -232,6 +232,39 @@ def test_kill_of_one_session_leaves_others_alone(agent: Agent, tmp_path: Path) -
     assert agent.output(4) == b"fine\n"
 
 
+def test_abandoned_commands_are_killed_and_later_ones_are_not(agent: Agent) -> None:
+    agent.execute(1, b"echo go; exec sleep 60", o=2, e=3)
+    agent.wait_for(2)
+    agent.execute(2, b"trap '' TERM INT; exec sleep 60", o=4, e=5)  # may not have begun yet
+    agent.send("abandon")
+    agent.send("hello")
+
+    assert {agent.line() for _ in range(3)} == {
+        f"here {os.uname().release}",
+        "exit 1 137",
+        "exit 2 137",
+    }
+    agent.execute(3, b"echo still here", o=2, e=3)
+    assert agent.line() == "exit 3 0"
+    assert agent.output(2) == b"still here\n"
+
+
+def test_command_that_begins_right_after_an_abandon_lives(agent: Agent) -> None:
+    agent.execute(1, b"exec sleep 60", o=2, e=3)
+    agent.send("abandon")
+    agent.execute(2, b"sleep 0.3; echo alive", o=4, e=5)
+
+    assert {agent.line(), agent.line()} == {"exit 1 137", "exit 2 0"}
+    assert agent.output(4) == b"alive\n"
+
+
+def test_there_may_be_nothing_to_abandon(agent: Agent) -> None:
+    agent.send("abandon")
+    agent.send("hello")
+
+    assert agent.line() == f"here {os.uname().release}"
+
+
 def test_unknown_sessions_and_verbs_are_ignored(agent: Agent) -> None:
     agent.send("kill 99 9")
     agent.send("dance 1 2 3")

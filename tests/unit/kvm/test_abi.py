@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minivmm.kvm import abi, debug_abi, device_abi, ioctl
+from minivmm.kvm import abi, debug_abi, device_abi, dirty_abi, ioctl, saved_abi
 from minivmm.kvm.ioctl import Ioctl, Table
 
 NUMBERS = {
@@ -20,6 +20,7 @@ NUMBERS = {
     "GET_VCPU_MMAP_SIZE": 0xAE04,
     "GET_SUPPORTED_CPUID": 0xC008AE05,
     "CREATE_VCPU": 0xAE41,
+    "GET_DIRTY_LOG": 0x4010AE42,
     "SET_USER_MEMORY_REGION": 0x4020AE46,
     "SET_TSS_ADDR": 0xAE47,
     "SET_IDENTITY_MAP_ADDR": 0x4008AE48,
@@ -30,6 +31,7 @@ NUMBERS = {
     "SET_GSI_ROUTING": 0x4008AE6A,
     "IRQFD": 0x4020AE76,
     "IOEVENTFD": 0x4040AE79,
+    "SET_CLOCK": 0x4030AE7B,
     "GET_CLOCK": 0x8030AE7C,
     "CREATE_DEVICE": 0xC00CAEE0,
     "SET_DEVICE_ATTR": 0x4018AEE1,
@@ -55,7 +57,11 @@ NUMBERS = {
     "SET_XSAVE": 0x5000AEA5,
     "GET_XCRS": 0x8188AEA6,
     "SET_XCRS": 0x4188AEA7,
+    "SET_TSC_KHZ": 0xAEA2,
+    "GET_TSC_KHZ": 0xAEA3,
     "KVMCLOCK_CTRL": 0xAEAD,
+    "GET_SREGS2": 0x8140AECC,
+    "SET_SREGS2": 0x4140AECD,
     "GET_XSAVE2": 0x9000AECF,
 }
 """The table of F.2, without the requests that minivmm does not make."""
@@ -63,7 +69,7 @@ NUMBERS = {
 SIZES = {
     abi.KvmUserspaceMemoryRegion: 32,
     abi.KvmIoeventfd: 64,
-    abi.KvmClockData: 48,
+    saved_abi.KvmClockData: 48,
     abi.KvmIrqfd: 32,
     device_abi.KvmCreateDevice: 12,
     device_abi.KvmDeviceAttr: 24,
@@ -72,6 +78,7 @@ SIZES = {
     abi.KvmRegs: 144,
     abi.KvmSregs: 312,
     abi.KvmSegment: 24,
+    saved_abi.KvmSregs2: 320,
     abi.KvmLapicState: 1024,
     abi.KvmXsave: 4096,
     abi.KvmXcrs: 392,
@@ -86,6 +93,7 @@ SIZES = {
     debug_abi.KvmTranslation: 24,
     debug_abi.KvmDebugExit: 32,
     debug_abi.FxArea: 520,
+    dirty_abi.KvmDirtyLog: 16,
 }
 
 UNION = 32
@@ -124,6 +132,9 @@ OFFSETS = [
     (abi.KvmSregs, "cr4", 248),
     (abi.KvmSregs, "efer", 264),
     (abi.KvmSregs, "apic_base", 272),
+    (saved_abi.KvmSregs2, "apic_base", 272),
+    (saved_abi.KvmSregs2, "flags", 280),
+    (saved_abi.KvmSregs2, "pdptrs", 288),
 ]
 
 EXITS = {"IO": 2, "HLT": 5, "MMIO": 6, "SHUTDOWN": 8, "FAIL_ENTRY": 9, "INTR": 10}
@@ -136,7 +147,6 @@ def test_ioctl_numbers_are_those_of_the_reference() -> None:
 
 
 def test_number_helpers_agree_with_requests_we_do_not_make() -> None:
-    assert ioctl._IOW(0x42, ctypes.c_uint8 * 16) == 0x4010AE42  # GET_DIRTY_LOG
     assert ioctl._IOWR(0xC0, ctypes.c_uint8 * 24) == 0xC018AEC0  # CLEAR_DIRTY_LOG
     assert ioctl._IOR(0x8C, ctypes.c_uint8 * 416) == 0x81A0AE8C  # GET_FPU
     assert ioctl._IO(0xAD) == 0xAEAD  # KVMCLOCK_CTRL
@@ -183,6 +193,7 @@ HEADER_NAMES = {
     abi.KvmIrqchip: "kvm_irqchip",
     abi.KvmRegs: "kvm_regs",
     abi.KvmSregs: "kvm_sregs",
+    saved_abi.KvmSregs2: "kvm_sregs2",
     abi.KvmSegment: "kvm_segment",
     abi.KvmDtable: "kvm_dtable",
     abi.KvmMsrEntry: "kvm_msr_entry",

@@ -9,6 +9,7 @@ import pytest
 
 from minivmm.errors import HostError
 from minivmm.kvm import abi, state
+from minivmm.kvm.saved import get_chip
 from minivmm.kvm.state import MSR_TSC, PowerOnState
 from minivmm.kvm.vcpu import Vcpu
 
@@ -32,11 +33,7 @@ CLOBBER = bytes.fromhex(
 def frozen_state(vcpu: Vcpu) -> dict[str, Any]:
     """Everything that reset must bring back, by name, without the ticking TSC."""
     now = PowerOnState(vcpu._fd, vcpu._traits)
-    plain = {
-        name: bytes(value)
-        for name, value in vars(now).items()
-        if name not in ("_fd", "_msrs") and value is not None
-    }
+    plain = {name: bytes(value) for name, value in now._pieces.items()}
     return plain | {"msrs": {i: v for i, v in now._msrs if i != MSR_TSC}}
 
 
@@ -59,7 +56,7 @@ def test_reset_brings_everything_back(boot: Callable) -> None:
 
     guest.reset()
 
-    assert {"_regs", "_sregs", "_lapic", "_debugregs", "_xsave", "msrs"} <= changed
+    assert {"regs", "sregs", "lapic", "debugregs", "xsave", "msrs"} <= changed
     assert frozen_state(guest.cpu) == power_on
     guest.cpu.reset(None)
     assert frozen_state(guest.cpu) == bare
@@ -155,19 +152,19 @@ def test_another_cpu_is_uninitialised_again_and_forgets_a_waiting_sipi(boot: Cal
     other.kick()
 
     assert other.run() == abi.Exit.INTR
-    mp_state = abi.KvmMpState.from_buffer_copy(frozen_state(other)["_mp_state"])
+    mp_state = abi.KvmMpState.from_buffer_copy(frozen_state(other)["mp-state"])
     assert mp_state.mp_state == abi.MpState.UNINITIALIZED
 
 
 def test_reset_irqchips_undoes_what_the_guest_programmed(boot: Callable) -> None:
     guest = boot(bytes.fromhex("b011e620 b040e621 b004e621 b001e621 b0efe621 e680"))
-    before = [bytes(guest.vm._irqchip(chip)) for chip in range(3)]
+    before = [bytes(get_chip(guest.vm._fd, chip)) for chip in range(3)]
     run_to_port(guest.cpu, 0x80)
-    assert bytes(guest.vm._irqchip(abi.CHIP_PIC_MASTER)) != before[0]
+    assert bytes(get_chip(guest.vm._fd, abi.CHIP_PIC_MASTER)) != before[0]
 
     guest.vm.reset_irqchips()
 
-    assert [bytes(guest.vm._irqchip(chip)) for chip in range(3)] == before
+    assert [bytes(get_chip(guest.vm._fd, chip)) for chip in range(3)] == before
 
 
 def test_a_refused_msr_is_named(boot: Callable) -> None:
@@ -178,7 +175,7 @@ def test_a_refused_msr_is_named(boot: Callable) -> None:
 
 
 def test_lint_pins_are_wired_as_on_a_pc(boot: Callable) -> None:
-    lapic = frozen_state(boot(b"").cpu)["_lapic"]
+    lapic = frozen_state(boot(b"").cpu)["lapic"]
     registers = abi.KvmLapicState.from_buffer_copy(lapic)
 
     assert registers[abi.LAPIC_LVT_LINT0] >> 8 & 7 == 7

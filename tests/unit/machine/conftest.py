@@ -2,89 +2,28 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import pytest
 
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.guest_image import GuestImage
-from minivmm.loop import EventLoop
 from minivmm.machine import Machine, Outcome
 from minivmm.machine_spec import MachineSpec
 from minivmm.testing.fake_kvm import FakeSystem, FakeVcpu, FakeVm
+from minivmm.testing.loop_thread import LoopThread
+from minivmm.testing.tiny_kernel import tiny_image
 from minivmm.units import GIB, MIB
 
 T = TypeVar("T")
 
-KERNEL_START = 16 * MIB
-"""pref_address of the kernel below."""
-KERNEL_CODE = b"\xf4" * 4096
 PANIC = b"Kernel panic - not syncing: no init\r\n"
 
 
-def tiny_kernel() -> bytes:
-    """A bzImage by Linux Documentation/arch/x86/boot.rst: one setup sector, a page of code."""
-    data = bytearray(1024)
-    for offset, form, value in (
-        (0x1F1, "<B", 1),  # setup_sects
-        (0x1F4, "<I", len(KERNEL_CODE) // 16),  # syssize
-        (0x1FE, "<H", 0xAA55),
-        (0x200, "<H", 0x6AEB),  # jump, which tells how long the header is
-        (0x202, "<I", 0x53726448),
-        (0x206, "<H", 0x020F),  # version
-        (0x211, "<B", 1),  # loadflags: LOADED_HIGH
-        (0x22C, "<I", 0x7FFF_FFFF),  # initrd_addr_max
-        (0x230, "<I", 2 * MIB),  # kernel_alignment
-        (0x234, "<B", 1),  # relocatable_kernel
-        (0x236, "<H", 3),  # xloadflags: 64-bit entry
-        (0x238, "<I", 2047),  # cmdline_size
-        (0x258, "<Q", KERNEL_START),
-        (0x260, "<I", 8 * MIB),  # init_size
-    ):
-        struct.pack_into(form, data, offset, value)
-    return bytes(data) + KERNEL_CODE
-
-
-IMAGE = GuestImage(tiny_kernel(), "tiny", "quiet", None)
-
-
-class LoopThread:
-    """An EventLoop that runs; `errors` are exceptions that callbacks let out."""
-
-    def __init__(self) -> None:
-        self.loop = EventLoop()
-        self.errors: list[object] = []
-        self.loop.asyncio.set_exception_handler(lambda _, context: self.errors.append(context))
-        self.thread = threading.Thread(target=self.loop.asyncio.run_forever, name="loop")
-        self.thread.start()
-
-    def run(self, fn: Callable[[], T]) -> T:
-        """Result of `fn`, run in the loop's thread without the lock."""
-        done: Future[T] = Future()
-
-        def call() -> None:
-            try:
-                done.set_result(fn())
-            except BaseException as error:
-                done.set_exception(error)
-
-        self.loop.asyncio.call_soon_threadsafe(call)
-        return done.result(10)
-
-    def settle(self) -> None:
-        """Return when the loop has done all that it had to do, and what came of that."""
-        for _ in range(4):
-            self.run(lambda: None)
-
-    def close(self) -> None:
-        self.loop.asyncio.call_soon_threadsafe(self.loop.asyncio.stop)
-        self.thread.join(10)
-        self.loop.asyncio.close()
+IMAGE = tiny_image()
 
 
 class Rig:
@@ -94,7 +33,8 @@ class Rig:
         self,
         thread: LoopThread,
         system: FakeSystem | None = None,
-        image: GuestImage = IMAGE,
+        image: GuestImage | Callable[[], GuestImage] = IMAGE,
+        empty: bool = False,
         **options: Any,
     ) -> None:
         devices = (VirtioMemSpec(size=GIB, requested_size=256 * MIB),)
@@ -109,7 +49,9 @@ class Rig:
         self.inside: set[int] = set()
         """vCPUs that run guest code now."""
         self.machine = thread.run(
-            lambda: Machine(self.spec, image, self.system, self.loop, console=self._print)
+            lambda: Machine(
+                self.spec, image, self.system, self.loop, console=self._print, empty=empty
+            )
         )
         self.vm: FakeVm = self.system.vms[0]
         self.vcpus: list[FakeVcpu] = self.vm.vcpus
@@ -176,11 +118,8 @@ def wait_for(condition: Callable[[], object], seconds: float = 5.0) -> None:
 @pytest.fixture
 def loop_thread() -> Iterator[LoopThread]:
     """Fails the test if anything raised on the loop."""
-    thread = LoopThread()
-    yield thread
-    thread.settle()
-    thread.close()
-    assert thread.errors == []
+    with LoopThread() as thread:
+        yield thread
 
 
 MakeRig = Callable[..., Rig]
@@ -203,8 +142,8 @@ def make_rig(loop_thread: LoopThread) -> Iterator[MakeRig]:
     assert set(threading.enumerate()) == before
 
 
-@pytest.fixture
-def tiny_image() -> GuestImage:
+@pytest.fixture(name="tiny_image")
+def the_image() -> GuestImage:
     return IMAGE
 
 

@@ -12,10 +12,11 @@ from minivmm.spec.platform import KEYBOARD_PORT, RESET_PORT, RESET_VALUE, SERIAL
 from minivmm.spec.virtio_mem import ResponseType
 from minivmm.testing.fake_kvm import FakeVcpu
 from minivmm.testing.mem_driver import MemDriver
+from minivmm.testing.tiny_kernel import LONG_ENTRY
 from minivmm.units import MIB
 
 RESET = bytes([RESET_VALUE])
-KERNEL_START = 16 * MIB
+KERNEL_START = 16 * MIB + LONG_ENTRY
 SCRATCH = SERIAL_PORT + 7
 BLOCKS = 256 * MIB // (2 * MIB)
 

@@ -230,10 +230,10 @@ def test_after_narrowing_partly_unplugged_pieces_stay_until_the_next(sparse: Spa
 def test_a_refused_plug_changes_nothing(sparse: Sparse, monkeypatch: pytest.MonkeyPatch) -> None:
     accept = sparse.vm.set_memory_region
 
-    def refuse_the_third(slot: int, gpa: int, size: int, hva: int) -> None:
+    def refuse_the_third(slot: int, gpa: int, size: int, hva: int, **options: bool) -> None:
         if gpa == BASE + 2 * GIB and size:
             raise HostError("no memory")
-        accept(slot, gpa, size, hva)
+        accept(slot, gpa, size, hva, **options)
 
     monkeypatch.setattr(sparse.vm, "set_memory_region", refuse_the_third)
 

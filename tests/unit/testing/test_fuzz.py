@@ -49,6 +49,7 @@ def any_address(patch: pytest.MonkeyPatch) -> None:
         return self.slots[0].region.view(gpa % 4096, length)
 
     patch.setattr(GuestMemory, "view", view)
+    patch.setattr(GuestMemory, "peek", view)
 
 
 def message_of_a_driver_that_is_gone(patch: pytest.MonkeyPatch) -> None:

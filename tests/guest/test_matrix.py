@@ -1,0 +1,33 @@
+"""The matrix with a real guest: one cheap cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from minivmm.cli import main
+from minivmm.errors import ExitStatus
+from minivmm.matrix.results import read
+
+SUITE = """
+from minivmm.matrix.scenarios import idle
+
+AMOUNT = "256M"
+"""
+
+
+@pytest.mark.parametrize("kernel", ["6.1"])
+def test_a_cell_is_measured_and_nothing_leaks(kernel: str, tmp_path: Path) -> None:
+    suite, out = tmp_path / "one.py", tmp_path / "out.json"
+    suite.write_text(SUITE)
+
+    words = ["matrix", str(suite), "--kernels", kernel, "--accel", "kvm", "--out", str(out)]
+    assert main.run([*words, "--device-options", "packed=on"]) == ExitStatus.OK
+
+    (cell,) = read(out).cells
+    assert cell.figures["unplugged-fraction"] == [1.0]
+    assert 0 < cell.figures["grow-seconds-per-gib"][0] < 60
+    assert 0 < cell.figures["shrink-seconds-per-gib"][0] < 240
+    assert cell.leaks is not None
+    assert (cell.leaks.fds, cell.leaks.threads, cell.leaks.held) == (0, 0, 0)
