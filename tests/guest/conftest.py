@@ -53,10 +53,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left = [item for item in items if kernel_of(item) != wanted]
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if kernel_of(item) == wanted]
+    limit = 300 + 30 * sum(config.getoption(name, 0) for name in ("--moments", "--moves"))
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.guest)
-            item.add_marker(pytest.mark.timeout(300))
+            item.add_marker(pytest.mark.timeout(limit))
 
 
 @pytest.fixture(scope="session", autouse=True)
