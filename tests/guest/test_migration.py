@@ -121,9 +121,9 @@ def moves(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="module")
-def journey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
+def journey(kernel: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
     with ExitStack() as guests:
-        yield Journey(guests, tmp_path_factory.mktemp("m"), "6.1")
+        yield Journey(guests, tmp_path_factory.mktemp("m"), kernel)
 
 
 def test_under_load(journey: Journey) -> None:
