@@ -30,4 +30,7 @@ def test_a_cell_is_measured_and_nothing_leaks(kernel: str, tmp_path: Path) -> No
     assert 0 < cell.figures["grow-seconds-per-gib"][0] < 60
     assert 0 < cell.figures["shrink-seconds-per-gib"][0] < 240
     assert cell.leaks is not None
-    assert (cell.leaks.fds, cell.leaks.threads, cell.leaks.held) == (0, 0, 0)
+    # What of the boot and of our looking was still open at first may be gone.
+    assert cell.leaks.fds <= 0
+    assert cell.leaks.threads <= 0
+    assert cell.leaks.held == 0
