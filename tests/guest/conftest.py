@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--only-kernel",
         choices=KERNELS,
-        help="of guest tests only those that boot this kernel; those that boot any go with the last",
+        help="guest tests that boot this kernel only; those that boot any go with the last",
     )
     parser.addoption(
         "--moments",
