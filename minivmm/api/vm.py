@@ -6,8 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 from minivmm.api import resizing, saving, work
 from minivmm.api.engine import Engine
@@ -17,6 +16,7 @@ from minivmm.api.plan import Size
 from minivmm.api.resizing import ResizeResult
 from minivmm.api.saving import Saved
 from minivmm.api.work import Completed
+from minivmm.closing import Closing
 from minivmm.control.tree import walk
 from minivmm.devices.virtio_mem.verdict import Diagnosis
 from minivmm.machine import Machine
@@ -123,7 +123,7 @@ class Devices(Mapping[str, D], Generic[D]):
         return len(self._devices)
 
 
-class Vm:
+class Vm(Closing):
     """A running machine; at the end of its `with` it is ended, and all of it freed.
 
     Everything may be used from any thread but the machine's own, on which hooks of devices run.
@@ -138,17 +138,6 @@ class Vm:
             self.name, {key: MemoryDevice(engine, device) for key, device in devices.items()}
         )
         """Its virtio-mem devices by id."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def name(self) -> str:
