@@ -17,7 +17,7 @@ AMOUNT = "256M"
 """
 
 
-@pytest.mark.parametrize("kernel", ["6.1"])
+@pytest.mark.parametrize("kernel", ["6.12"])
 def test_a_cell_is_measured_and_nothing_leaks(kernel: str, tmp_path: Path) -> None:
     suite, out = tmp_path / "one.py", tmp_path / "out.json"
     suite.write_text(SUITE)
