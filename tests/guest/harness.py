@@ -100,12 +100,16 @@ class Guest:
         try:
             self.directory = machine_dir(self.name)
             self.qmp = self._connect()
-            assert self.run("true", timeout=READY_SECONDS).status == 0
+            self.wait_until_up()
         except BaseException:
             print(self.output())
             self.end()
             raise
         return self
+
+    def wait_until_up(self) -> None:
+        """Return once it is what a test wants to begin with: ready for commands."""
+        assert self.run("true", timeout=READY_SECONDS).status == 0
 
     def __exit__(
         self,

@@ -6,19 +6,17 @@ moments of a resize, and kills N targets at random moments.
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
-from harness import Guest, minivmm, start
+from harness import Guest, minivmm
 
 from minivmm.errors import MinivmmError
-from minivmm.runtime import machine_dir
 
 MIB = 1 << 20
 OPTIONS = ("-m", "256M", "--device", "virtio-mem-pci,id=vmem0,size=1G,requested-size=0")
@@ -46,21 +44,8 @@ class Arrival(Guest):
     def __init__(self, uri: str, *options: str) -> None:
         super().__init__("--incoming", uri, *options)
 
-    def __enter__(self) -> Self:
-        words = ["boot", "-n", self.name, "--accel", "kvm", *self._options]
-        keys, self._keyboard = os.pipe()
-        output = self._output.fileno()
-        self.process = start(words, output, output, source=keys)
-        os.close(keys)
-        try:
-            self.directory = machine_dir(self.name)
-            self.qmp = self._connect()
-            self.wait_for_state("inmigrate")
-        except BaseException:
-            print(self.output())
-            self.end()
-            raise
-        return self
+    def wait_until_up(self) -> None:
+        self.wait_for_state("inmigrate")
 
     def wait_for_state(self, wanted: str) -> None:
         """Until query-status says so."""
