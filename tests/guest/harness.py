@@ -126,11 +126,15 @@ class Guest:
         if hasattr(self, "qmp"):
             self.qmp.close()
         if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-            self.directory.remove()
+            self.kill()
         self._output.close()
         os.close(self._keyboard)
+
+    def kill(self) -> None:
+        """Kill its process as nothing can prepare for, and remove what it could not."""
+        self.process.kill()
+        self.process.join()
+        self.directory.remove()
 
     def type(self, keys: bytes) -> None:
         """Send `keys` to the guest's serial console."""

@@ -165,7 +165,7 @@ def test_a_target_that_is_killed_costs_nothing(journey: Journey, moves: int) -> 
         _, there = journey.go(max_bandwidth=16 * MIB)
         time.sleep(chosen.random() * 3)
 
-        there.process.kill()
+        there.kill()
         guest.wait_until(lambda: journey.progress()["status"] in OVER, "end of migration")
 
         assert journey.progress()["status"] == "failed"
@@ -206,7 +206,7 @@ def test_a_source_that_is_killed_leaves_no_target(
     _, there = journey.go(max_bandwidth=1 * MIB)
     journey.guest.wait_until(lambda: journey.progress()["status"] == "active", "active migration")
 
-    journey.guest.process.kill()
+    journey.guest.kill()
 
     assert came_to_nothing(there)
     chosen = random.Random(moves)
@@ -221,13 +221,13 @@ def kill_while_moving(journey: Journey, saved: Path, moment: float) -> None:
         journey.guest = guest
         _, there = journey.go()
         time.sleep(moment)
-        guest.process.kill()
+        guest.kill()
     there.wait_until(lambda: not there.process.is_alive() or arrived(there), "an end")
     if there.process.is_alive():
         print(f"handed over by {moment:.2f} s")
         assert there.shell(BOOT_ID) == boot
         assert there.plugged() == plugged
-        there.process.kill()
+        there.kill()
     else:
         print(f"not handed over by {moment:.2f} s")
         assert came_to_nothing(there)
