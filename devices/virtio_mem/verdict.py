@@ -54,6 +54,11 @@ class Diagnosis:
     certain: bool = True
     """False: the most likely of several explanations."""
 
+    @property
+    def headline(self) -> str:
+        """Kind and summary, in one line."""
+        return f"{'' if self.certain else 'probably '}{self.kind}: {self.summary}"
+
     def to_json(self) -> dict[str, object]:
         """The same under JSON names."""
         return {

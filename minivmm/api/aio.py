@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from minivmm.api import resizing, saving, work
 from minivmm.api.booting import open_host, start, tail
 from minivmm.api.engine import Engine
 from minivmm.api.events import Following, Match
+from minivmm.api.machine_model import MachineModel
 from minivmm.api.model import DeviceModel
 from minivmm.api.plan import BootOptions, Plan, Size, make_plan
 from minivmm.api.resizing import ResizeResult
@@ -30,7 +30,6 @@ from minivmm.api.vm import PATIENCE, Devices
 from minivmm.api.work import Completed
 from minivmm.control.tree import walk
 from minivmm.devices.virtio_mem.verdict import Diagnosis
-from minivmm.machine import Machine
 from minivmm.outcome import Outcome
 from minivmm.trace import Event
 
@@ -167,42 +166,17 @@ class AsyncTraceView:
             following.close()
 
 
-class AsyncVm:
+class AsyncVm(MachineModel):
     """A running machine; Vm says more on each of its parts."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self.console = AsyncConsole(engine)
         self.trace = AsyncTraceView(engine)
         devices = engine.machine.memory_devices
         self.mem: Mapping[str, AsyncMemoryDevice] = Devices(
             self.name, {key: AsyncMemoryDevice(engine, device) for key, device in devices.items()}
         )
-
-    @property
-    def name(self) -> str:
-        """As Vm.name."""
-        return self.engine.machine.name
-
-    @property
-    def state(self) -> str:
-        """As Vm.state."""
-        return self.engine.machine.state
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """As Vm.outcome."""
-        return self.engine.outcome
-
-    @property
-    def machine(self) -> Machine:
-        """As Vm.machine."""
-        return self.engine.machine
-
-    @property
-    def lock(self) -> threading.RLock:
-        """As Vm.lock."""
-        return self.engine.loop.lock
 
     async def call(self, fn: Callable[[], T]) -> T:
         """As Vm.call."""

@@ -39,7 +39,7 @@ from minivmm.loop import EventLoop
 from minivmm.machine import Machine
 from minivmm.machine_spec import spec_to_json
 from minivmm.outcome import Outcome
-from minivmm.snapshot.restored import load, open_snapshot
+from minivmm.snapshot.restored import load
 
 T = TypeVar("T")
 
@@ -176,10 +176,9 @@ class Engine:
         if not hasattr(self, "machine"):
             return
         for device in self.machine.memory_devices.values():
-            for rule in mischief_of(device).rules:
-                line = rule.complaint()
-                if line is not None:
-                    warnings.warn(f"{self.spec.name}: {device.identifier}: {line}", IdleRule, 3)
+            for rule in mischief_of(device).idle_rules():
+                line = f"{self.spec.name}: {device.identifier}: {rule.complaint()}"
+                warnings.warn(line, IdleRule, 3)
 
     def _warn(self, line: str) -> None:
         _log.warning("%s: %s", self.spec.name, line)
@@ -214,9 +213,8 @@ class Engine:
             )
             try:
                 if self._plan.restore is not None:
-                    snapshot = open_snapshot(self._plan.restore)
                     with self.loop.lock:
-                        load(snapshot, machine)
+                        load(self._plan.restore, machine)
                 await self._serve(hub)
             finally:
                 machine.close()

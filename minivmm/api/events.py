@@ -6,10 +6,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
-from typing import Self
 
 from minivmm.api.engine import Engine
+from minivmm.closing import Closing
 from minivmm.errors import GuestFailure, WaitTimeout
 from minivmm.trace import Event
 from minivmm.tracing.wish import Filter, parse_details
@@ -24,7 +23,7 @@ Match = str | Callable[[Event], bool]
 """A pattern as `minivmm trace --filter` takes it (vmem0:answer), or a function."""
 
 
-class Following:
+class Following(Closing):
     """The events of a machine from now on, until `close` or the end of its `with`.
 
     Events come from any thread, and everything here may be used from any.
@@ -42,17 +41,6 @@ class Following:
         self._stop: Callable[[], None] | None = engine.call(
             lambda: trace.follow(self._on_event, *wanted)
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def events(self) -> list[Event]:

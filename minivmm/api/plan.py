@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from minivmm.boot.numa import parse_numa
+from minivmm.control.readiness import READY_TIMEOUT
 from minivmm.devices.spec import DeviceSpec
 from minivmm.errors import UsageError
 from minivmm.machine_spec import DEVICE_TYPES, MachineSpec, make_device
 from minivmm.options import describe, from_mapping, outside_name, parse_pairs, unknown
-from minivmm.snapshot.restored import open_snapshot
+from minivmm.snapshot.restored import Snapshot, open_snapshot
 
 Size = int | str
 """Bytes, or a text such as "512M" (binary units)."""
@@ -142,10 +143,6 @@ class BootOptions(TypedDict, total=False):
     """Seconds that it may take to (300)."""
 
 
-READY_TIMEOUT = 300.0
-"""Seconds that a guest may take until it runs commands; slow hosts emulate every step."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A machine, and how it is to be booted; the fields are those of BootOptions."""
@@ -155,7 +152,7 @@ class Plan:
     sockets: bool = True
     ready: bool = True
     timeout: float = READY_TIMEOUT
-    restore: Path | None = None
+    restore: Snapshot | None = None
 
 
 _OURS = ("shell", "sockets", "ready", "timeout")
@@ -189,9 +186,9 @@ def _restoring(kernel: str | Path | None, given: Mapping[str, Any]) -> Plan:
     for key, value in {"kernel": kernel, **given}.items():
         if value is not None and key not in ("restore", "name", *_OURS):
             raise UsageError(f"{key}= does not go with restore=, which brings its own machine")
-    place = Path(given["restore"])
-    spec = dataclasses.replace(open_snapshot(place).spec, name=given.get("name"))
-    return Plan(spec=spec, restore=place, **{key: given[key] for key in _OURS if key in given})
+    snapshot = open_snapshot(Path(given["restore"]))
+    spec = dataclasses.replace(snapshot.spec, name=given.get("name"))
+    return Plan(spec=spec, restore=snapshot, **{key: given[key] for key in _OURS if key in given})
 
 
 def _devices(wanted: Sequence[Device | str]) -> tuple[DeviceSpec, ...]:

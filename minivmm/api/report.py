@@ -43,7 +43,7 @@ def _memory(vm: Vm) -> Iterator[str]:
         except MinivmmError as error:
             yield f"  {error}"
             continue
-        yield f"  {'' if found.certain else 'probably '}{found.kind}: {found.summary}"
+        yield f"  {found.headline}"
         yield from (f"    {line}" for line in found.evidence)
         if found.remedy:
             yield f"  remedy: {found.remedy}"

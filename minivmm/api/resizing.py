@@ -160,8 +160,7 @@ async def _follow(
 
 def _unfinished(engine: Engine, asked: Request, found: Diagnosis) -> ResizeResult:
     state = ResizeState.PARTIAL if found.kind in LIMITED else ResizeState.STALLED
-    sure = "" if found.certain else "probably "
-    return _result(engine, asked, state, f"{sure}{found.kind}: {found.summary}", found)
+    return _result(engine, asked, state, found.headline, found)
 
 
 def _result(

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 from minivmm.api import resizing, saving, work
 from minivmm.api.engine import Engine
 from minivmm.api.events import TraceView
+from minivmm.api.machine_model import MachineModel
 from minivmm.api.model import DeviceModel
 from minivmm.api.plan import Size
 from minivmm.api.resizing import ResizeResult
 from minivmm.api.saving import Saved
 from minivmm.api.work import Completed
+from minivmm.closing import Closing
 from minivmm.control.tree import walk
 from minivmm.devices.virtio_mem.verdict import Diagnosis
-from minivmm.machine import Machine
-from minivmm.machine_spec import MachineSpec
 from minivmm.outcome import Outcome
 
 T = TypeVar("T")
@@ -123,14 +121,14 @@ class Devices(Mapping[str, D], Generic[D]):
         return len(self._devices)
 
 
-class Vm:
+class Vm(MachineModel, Closing):
     """A running machine; at the end of its `with` it is ended, and all of it freed.
 
     Everything may be used from any thread but the machine's own, on which hooks of devices run.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self.console = Console(engine)
         self.trace = TraceView(engine)
         devices = engine.machine.memory_devices
@@ -138,52 +136,6 @@ class Vm:
             self.name, {key: MemoryDevice(engine, device) for key, device in devices.items()}
         )
         """Its virtio-mem devices by id."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def name(self) -> str:
-        """By which `minivmm top`, `trace` and all others find it."""
-        return self.engine.machine.name
-
-    @property
-    def spec(self) -> MachineSpec:
-        """What it is made of."""
-        return self.engine.spec
-
-    @property
-    def state(self) -> str:
-        """QEMU's RunState: running, paused, shutdown, guest-panicked, internal-error."""
-        return self.engine.machine.state
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """How it ended, with a reason; None while it runs."""
-        return self.engine.outcome
-
-    @property
-    def kernel_release(self) -> str | None:
-        """What `uname -r` says in the guest; None until it was ready."""
-        return self.engine.servers.agent.kernel_release
-
-    @property
-    def machine(self) -> Machine:
-        """The machine itself; touch it with the lock held only."""
-        return self.engine.machine
-
-    @property
-    def lock(self) -> threading.RLock:
-        """The one lock under which all devices run. The guest waits while it is held."""
-        return self.engine.loop.lock
 
     def call(self, fn: Callable[[], T]) -> T:
         """What `fn` returns, called on the machine's event loop with the lock held.

@@ -13,16 +13,13 @@ from minivmm.api.engine import Engine
 from minivmm.control.agent_session import Callbacks, Session
 from minivmm.control.commands import perform
 from minivmm.control.inside import inside_command
-from minivmm.control.readiness import until_ready
+from minivmm.control.readiness import LAST_WORDS, until_ready
 from minivmm.devices.virtio_mem.verdict import Diagnosis, Kind
 from minivmm.errors import CommandFailed, GuestFailure, MinivmmError, WaitTimeout
 from minivmm.outcome import Outcome
 
 OUTPUT_LIMIT = 64 << 20
 """Bytes of output of a command; one that writes more is killed."""
-
-LAST_WORDS = 3.0
-"""Seconds that a machine may take to say what it died of, after its agent went away."""
 
 INSIDE_LIMIT = 64 << 10
 """Characters that a guest may tell of itself for a diagnosis."""

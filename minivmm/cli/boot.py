@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minivmm.boot.numa import parse_numa
 from minivmm.cli import boot_files, boot_incoming
@@ -26,6 +26,9 @@ from minivmm.options import from_mapping, to_mapping
 from minivmm.runtime import config_file
 from minivmm.tracing.wish import parse_details
 from minivmm.ui.guard import parse_listen
+
+if TYPE_CHECKING:
+    from minivmm.snapshot.restored import Snapshot
 
 _SPEC_OPTIONS = (
     "name",
@@ -63,7 +66,7 @@ class BootOptions:
     json: bool = False
     timeout: float | None = None
     status: Path | None = None
-    restore: Path | None = None
+    restore: Snapshot | None = None
     """The snapshot to go on from."""
     trace: Path | None = None
     trace_details: str = "requests"
@@ -191,8 +194,11 @@ def run(args: argparse.Namespace) -> int:
     if help_text:
         print(help_text)
         return 0
-    spec = spec_from(args) if args.restore is None else _restored_spec(args)
-    options = options_from(args)
+    snapshot = None if args.restore is None else _open_snapshot(args)
+    spec = (
+        spec_from(args) if snapshot is None else dataclasses.replace(snapshot.spec, name=args.name)
+    )
+    options = dataclasses.replace(options_from(args), restore=snapshot)
     if args.dry_run:
         show(spec, as_json=args.json)
         return 0
@@ -232,11 +238,11 @@ def spec_from(args: argparse.Namespace) -> MachineSpec:
     return _with_full_paths(dataclasses.replace(spec_from_json(kept), **changes))
 
 
-def _restored_spec(args: argparse.Namespace) -> MachineSpec:
-    """The machine in a snapshot."""
-    from minivmm.cli.restoring import restored_spec
+def _open_snapshot(args: argparse.Namespace) -> Snapshot:
+    """The one that --restore names."""
+    from minivmm.cli.restoring import snapshot_of
 
-    return restored_spec(args, _SPEC_WORDS)
+    return snapshot_of(args, _SPEC_WORDS)
 
 
 def options_from(args: argparse.Namespace) -> BootOptions:
@@ -264,7 +270,6 @@ def options_from(args: argparse.Namespace) -> BootOptions:
         json=args.json,
         timeout=None if args.timeout is None else parse_duration(args.timeout),
         status=None if args.status is None else Path(args.status).absolute(),
-        restore=None if args.restore is None else Path(args.restore).absolute(),
         trace=None if args.trace is None else Path(args.trace).absolute(),
         trace_details=args.trace_details,
         record=None if args.record is None else Path(args.record).absolute(),

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Callable
 
 from minivmm.errors import UsageError
-from minivmm.migration.transport import parse_uri
 
 _EXCLUDED = ("gdb", "scenario", "record")
 """Options that would be missing what the guest did before."""
@@ -26,6 +25,8 @@ def check(args: argparse.Namespace) -> None:
     """Raises UsageError."""
     if args.incoming is None:
         return
+    from minivmm.migration.transport import parse_uri
+
     parse_uri(args.incoming)
     for name in _EXCLUDED:
         if getattr(args, name) is not None:

@@ -131,7 +131,7 @@ def boot_arguments(spec: MachineSpec, options: BootOptions) -> list[str]:
 
 def _machine_arguments(spec: MachineSpec, options: BootOptions) -> list[str]:
     if options.restore is not None:
-        return [f"--restore={options.restore}", f"--name={spec.name}"]
+        return [f"--restore={options.restore.path.absolute()}", f"--name={spec.name}"]
     words: list[str] = []
     for name, value in to_mapping(spec).items():
         words.append(f"--{name}={value}")

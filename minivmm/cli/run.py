@@ -33,6 +33,7 @@ from minivmm.cli.viewer import Viewer
 from minivmm.control import exec_client
 from minivmm.control.face import Context
 from minivmm.control.gdb_server import GdbServer
+from minivmm.control.readiness import LAST_WORDS, READY_TIMEOUT
 from minivmm.control.servers import Servers
 from minivmm.errors import (
     GuestFailure,
@@ -47,19 +48,13 @@ from minivmm.loop import EventLoop
 from minivmm.machine import Machine, Outcome
 from minivmm.machine_spec import MachineSpec, spec_to_json
 from minivmm.migration.migration import Migration
-from minivmm.snapshot.restored import load, open_snapshot
+from minivmm.snapshot.restored import load
 from minivmm.tracing.file import TraceFile
 
 Image = GuestImage | Callable[[], GuestImage]
 
-READY_TIMEOUT = 300.0
-"""Seconds that a guest may take until it can run a command; slow hosts emulate every step."""
-
 POWERDOWN_GRACE = 10.0
 """Seconds that a guest may take to power off when we are told to end."""
-
-LAST_WORDS = 3.0
-"""Seconds that a machine may take to say what it died of, after its agent went away."""
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 
@@ -151,9 +146,8 @@ class _Run:
     def _restore(self) -> None:
         """Have the machine be the one in a snapshot, if that was asked for."""
         if self._options.restore is not None:
-            snapshot = open_snapshot(self._options.restore)
             with self._loop.lock:
-                load(snapshot, self._machine)
+                load(self._options.restore, self._machine)
 
     async def _serve(self) -> int:
         """Sockets up, guest running, until something ends it."""

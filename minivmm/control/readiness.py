@@ -8,6 +8,12 @@ from minivmm.control.agent import GuestAgent
 from minivmm.errors import WaitTimeout
 from minivmm.loop import EventLoop
 
+READY_TIMEOUT = 300.0
+"""Seconds that a guest may take until it runs commands; slow hosts emulate every step."""
+
+LAST_WORDS = 3.0
+"""Seconds that a machine may take to say what it died of, after its agent went away."""
+
 
 async def until_ready(agent: GuestAgent, loop: EventLoop, timeout: float | None) -> None:
     """Return once `agent` listens. Raises WaitTimeout if that takes more than `timeout` seconds."""

@@ -38,6 +38,9 @@ QUIET = 15.0
 PATIENCE = 180.0
 """Seconds that a resize, or a start, may take; slow hosts emulate every step."""
 
+TAIL = 40
+"""Lines of the console that are kept of a guest that failed."""
+
 COMMAND_TIME = 120.0
 """Seconds that a command in the guest may take."""
 
@@ -148,10 +151,6 @@ class Guest(Closing):
     def run(self, command: str, timeout: float = COMMAND_TIME) -> Ran:
         """Run `command` by the guest's shell. Raises MinivmmError if the guest does not."""
 
-    @abstractmethod
-    def request(self, size: int) -> None:
-        """Set what the guest should have plugged, in bytes."""
-
     @property
     @abstractmethod
     def requested(self) -> int:
@@ -167,10 +166,6 @@ class Guest(Closing):
         """What a QMP command returns. Raises Refused."""
 
     @abstractmethod
-    def reset(self) -> None:
-        """Push the reset button; `wait_ready` waits for the new start."""
-
-    @abstractmethod
     def wait_ready(self, timeout: float = PATIENCE) -> None:
         """Return once a guest that was reset, or starts a kernel, runs commands again."""
 
@@ -183,6 +178,14 @@ class Guest(Closing):
         """The end of what the guest printed."""
 
     # -- made of those -----------------------------------------------------------------------------
+
+    def request(self, size: int) -> None:
+        """Set what the guest should have plugged, in bytes."""
+        self.qmp("qom-set", path=DEVICE_ID, property="requested-size", value=size)
+
+    def reset(self) -> None:
+        """Push the reset button; `wait_ready` waits for the new start."""
+        self.qmp("system_reset")
 
     def part(self, divisor: int) -> int:
         """A part of `amount`, of whole memory blocks of Linux: 128 MiB at least."""

@@ -13,6 +13,7 @@ from minivmm.matrix.guest import (
     DEVICE_ID,
     PATIENCE,
     REGION,
+    TAIL,
     BootCost,
     Guest,
     HostUse,
@@ -22,9 +23,6 @@ from minivmm.matrix.guest import (
 from minivmm.matrix.images import POLICY, Files
 from minivmm.matrix.processes import exits_of, process_use
 from minivmm.options import parse_pairs
-
-TAIL = 40
-"""Lines of the console that are kept of a guest that failed."""
 
 
 def device(options: Sequence[str]) -> Device:
@@ -73,10 +71,6 @@ class OurGuest(Guest):
         done = self.vm.run(command, timeout=timeout)
         return Ran(done.status, done.stdout, done.stderr)
 
-    def request(self, size: int) -> None:
-        """As Guest.request."""
-        self.qmp("qom-set", path=DEVICE_ID, property="requested-size", value=size)
-
     @property
     def requested(self) -> int:
         """As Guest.requested."""
@@ -90,10 +84,6 @@ class OurGuest(Guest):
     def qmp(self, command: str, **arguments: object) -> Any:
         """As Guest.qmp."""
         return self.vm.qmp(command, **arguments)
-
-    def reset(self) -> None:
-        """As Guest.reset."""
-        self.qmp("system_reset")
 
     def wait_ready(self, timeout: float = PATIENCE) -> None:
         """As Guest.wait_ready."""

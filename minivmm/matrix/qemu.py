@@ -21,6 +21,7 @@ from minivmm.matrix.guest import (
     DEVICE_ID,
     PATIENCE,
     REGION,
+    TAIL,
     BootCost,
     Guest,
     HostUse,
@@ -36,9 +37,6 @@ PROGRAM = "qemu-system-x86_64"
 
 START_TIME = 60.0
 """Seconds until QEMU must answer on its control socket."""
-
-TAIL = 40
-"""Lines of the console that are kept of a guest that failed."""
 
 _VERSION = re.compile(r"version (\d+(?:\.\d+)+)")
 _PROPERTY = re.compile(r"^\s+([A-Za-z][\w-]*)=<", re.MULTILINE)
@@ -106,10 +104,6 @@ class QemuGuest(Guest):
         """As Guest.run."""
         return self._agent.run(command, timeout)
 
-    def request(self, size: int) -> None:
-        """As Guest.request."""
-        self.qmp("qom-set", path=DEVICE_ID, property="requested-size", value=size)
-
     @property
     def requested(self) -> int:
         """As Guest.requested."""
@@ -123,10 +117,6 @@ class QemuGuest(Guest):
     def qmp(self, command: str, **arguments: object) -> Any:
         """As Guest.qmp."""
         return self._qmp.request(command, arguments)
-
-    def reset(self) -> None:
-        """As Guest.reset."""
-        self.qmp("system_reset")
 
     def wait_ready(self, timeout: float = PATIENCE) -> None:
         """As Guest.wait_ready."""

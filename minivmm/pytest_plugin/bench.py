@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, Self, Unpack, cast
+from typing import Any, NoReturn, Unpack, cast
 
 import pytest
 
 from minivmm.api import Device, VirtioMem, Vm, boot
 from minivmm.api.plan import BootOptions, Option, has_option
+from minivmm.closing import Closing
 from minivmm.errors import HostError, ImageError, UsageError
 from minivmm.guest import kernels
 from minivmm.guest.kernels import Kernel
@@ -34,7 +34,7 @@ def missing(config: pytest.Config, error: Exception) -> NoReturn:
     pytest.fail(str(error), pytrace=False)
 
 
-class GuestFactory:
+class GuestFactory(Closing):
     """Boots guests of `kernel`, with `device_options` (packed=on,...) on all that have them.
 
     Call it with the options of minivmm.boot; without devices= there is one empty 4 GiB virtio-mem
@@ -70,15 +70,8 @@ class GuestFactory:
         self.made.append(vm)
         return vm
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End all of them."""
         for vm in self.made:
             vm.close()
 

@@ -33,6 +33,7 @@ from construct import (
 from minivmm.memory.guest import GuestMemory
 from minivmm.memory.ranges import Range, common, without
 from minivmm.saved import build, parse, require
+from minivmm.snapshot.format import ID_SIZE as ID_SIZE
 from minivmm.units import MIB, align_up
 from minivmm.write_log import PAGE
 
@@ -44,9 +45,6 @@ CHUNK = 2 * MIB
 
 MOST_LAYERS = 16
 """Snapshots that can lean on each other, the whole one at the bottom included."""
-
-ID_SIZE = 32
-"""Bytes of a snapshot's id."""
 
 PLACE = Struct("gpa" / Int64ul, "size" / Int64ul, "offset" / Int64ul)
 RUN = Struct("gpa" / Int64ul, "size" / Int64ul, "layer" / Int8ul)

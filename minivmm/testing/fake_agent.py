@@ -12,6 +12,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from minivmm.devices.virtio_console.device import CONTROL_PORT
 from minivmm.testing.console_guest import ConsoleGuest
@@ -61,10 +62,11 @@ class FakeAgent:
 
     def _serve(self) -> None:
         buffered = b""
-        while data := self._guest.read(CONTROL_PORT):
-            *lines, buffered = (buffered + data).split(b"\n")
-            for line in lines:
-                self._handle_line(line.decode("ascii"))
+        with suppress(OSError):  # an answer on its way as the port closes
+            while data := self._guest.read(CONTROL_PORT):
+                *lines, buffered = (buffered + data).split(b"\n")
+                for line in lines:
+                    self._handle_line(line.decode("ascii"))
 
     def _handle_line(self, line: str) -> None:
         verb, *words = line.split(" ")

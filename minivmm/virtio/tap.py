@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from minivmm.trace import Detail, Trace
 from minivmm.virtio.notifier import Notifier
+from minivmm.virtio.queue.passing import PassingQueue
 from minivmm.virtio.queue.queue import Chain, VirtQueue
 from minivmm.virtio.queue.ring import RingQueue, RingState
 
@@ -108,28 +109,12 @@ class Tap:
         self._lines[index] = _Line()
 
 
-class TappedQueue:
+class TappedQueue(PassingQueue):
     """A VirtQueue that tells `tap` of what passes through it to `real`."""
 
     def __init__(self, real: VirtQueue, tap: Tap) -> None:
-        self.real = real
-        self.index = real.index
-        self.size = real.size
+        super().__init__(real)
         self._tap = tap
-
-    @property
-    def interrupted(self) -> bool:
-        """chains() stopped at its bound."""
-        return self.real.interrupted
-
-    @interrupted.setter
-    def interrupted(self, value: bool) -> None:
-        self.real.interrupted = value
-
-    @property
-    def in_flight(self) -> tuple[Chain, ...]:
-        """Chains that the device has."""
-        return self.real.in_flight
 
     def pop(self) -> Chain | None:
         """The next available chain, or None."""
@@ -157,12 +142,8 @@ class TappedQueue:
 
     def close(self) -> None:
         """The transport calls it at reset."""
-        self.real.close()
+        super().close()
         self._tap.on_closed(self.index)
-
-    def inspect(self) -> dict[str, object]:
-        """Addresses and indices, for people."""
-        return self.real.inspect()
 
 
 class TappedNotifier:

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from script_modules import load_script
 
-ROOT = Path(__file__).parents[2]
 COUNTS = {"MEM": 46, "PCI": 32, "GEN": 11, "SPL": 10, "PKD": 7}
 """How many statements about devices the chapters have."""
 
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "conformance_script", ROOT / "scripts" / "conformance.py"
-    )
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load()
+script = load_script("conformance")
 TEXT = script.RULES.read_text()
 
 

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
+
+from script_modules import load_script
 
 from minivmm.matrix import Guest, Scenario
 from minivmm.matrix.results import read
 from minivmm.matrix.scenarios import ALL
 from minivmm.matrix.suites import SUITES, find_suite
 
-ROOT = Path(__file__).parents[2]
-
-
-def load(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load("matrix_script", ROOT / "scripts" / "matrix.py")
+script = load_script("matrix")
 TEXT = script.PAGE.read_text()
 
 

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
-from pathlib import Path
-from types import ModuleType
+
+from script_modules import load_script
 
 from minivmm.devices.virtio_mem.mischief import scenario
 
-ROOT = Path(__file__).parents[2]
-
-
-def load(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load("misbehaviour_script", ROOT / "scripts" / "misbehaviour.py")
+script = load_script("misbehaviour")
 FOUND = json.loads(script.FOUND.read_text())
 TEXT = script.PAGE.read_text()
 

@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--only-kernel",
         choices=KERNELS,
-        help="only tests that boot this kernel; those that boot none or either go with the last",
+        help="guest tests that boot this kernel only; those that boot any go with the last",
     )
     parser.addoption(
         "--moments",
@@ -47,16 +47,21 @@ def kernel_of(item: pytest.Item) -> str:
     return str(call.params.get("kernel", KERNELS[-1]) if call else KERNELS[-1])
 
 
+def _is_ours(item: pytest.Item) -> bool:
+    return item.path.parent == Path(__file__).parent
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     wanted = config.getoption("--only-kernel", None)
     if wanted:
-        left = [item for item in items if kernel_of(item) != wanted]
+        left = [item for item in items if _is_ours(item) and kernel_of(item) != wanted]
         config.hook.pytest_deselected(items=left)
-        items[:] = [item for item in items if kernel_of(item) == wanted]
+        items[:] = [item for item in items if item not in left]
+    limit = 300 + 30 * sum(config.getoption(name, 0) for name in ("--moments", "--moves"))
     for item in items:
-        if item.path.parent == Path(__file__).parent:
+        if _is_ours(item):
             item.add_marker(pytest.mark.guest)
-            item.add_marker(pytest.mark.timeout(300))
+            item.add_marker(pytest.mark.timeout(limit))
 
 
 @pytest.fixture(scope="session", autouse=True)

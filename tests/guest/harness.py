@@ -100,12 +100,16 @@ class Guest:
         try:
             self.directory = machine_dir(self.name)
             self.qmp = self._connect()
-            assert self.run("true", timeout=READY_SECONDS).status == 0
+            self.wait_until_up()
         except BaseException:
             print(self.output())
             self.end()
             raise
         return self
+
+    def wait_until_up(self) -> None:
+        """Return once it is what a test wants to begin with: ready for commands."""
+        assert self.run("true", timeout=READY_SECONDS).status == 0
 
     def __exit__(
         self,
@@ -122,11 +126,15 @@ class Guest:
         if hasattr(self, "qmp"):
             self.qmp.close()
         if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-            self.directory.remove()
+            self.kill()
         self._output.close()
         os.close(self._keyboard)
+
+    def kill(self) -> None:
+        """Kill its process as nothing can prepare for, and remove what it could not."""
+        self.process.kill()
+        self.process.join()
+        self.directory.remove()
 
     def type(self, keys: bytes) -> None:
         """Send `keys` to the guest's serial console."""

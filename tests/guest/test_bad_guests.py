@@ -16,10 +16,11 @@ from minivmm.testing.tiny_kernel import FOREVER, INVALID, bzimage
 
 
 @pytest.fixture
-def runs(runtime_dir: Path) -> Path:
-    """The runtime directory, which every boot here must leave empty."""
-    assert list(runtime_dir.iterdir()) == []
-    return runtime_dir
+def runs(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A runtime directory of its own, which every boot here must leave empty."""
+    path = tmp_path_factory.mktemp("run")
+    monkeypatch.setenv("MINIVMM_RUNTIME_DIR", str(path))
+    return path
 
 
 def image(path: Path, code: bytes) -> str:

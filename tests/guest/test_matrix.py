@@ -17,7 +17,7 @@ AMOUNT = "256M"
 """
 
 
-@pytest.mark.parametrize("kernel", ["6.1"])
+@pytest.mark.parametrize("kernel", ["6.12"])
 def test_a_cell_is_measured_and_nothing_leaks(kernel: str, tmp_path: Path) -> None:
     suite, out = tmp_path / "one.py", tmp_path / "out.json"
     suite.write_text(SUITE)
@@ -30,4 +30,7 @@ def test_a_cell_is_measured_and_nothing_leaks(kernel: str, tmp_path: Path) -> No
     assert 0 < cell.figures["grow-seconds-per-gib"][0] < 60
     assert 0 < cell.figures["shrink-seconds-per-gib"][0] < 240
     assert cell.leaks is not None
-    assert (cell.leaks.fds, cell.leaks.threads, cell.leaks.held) == (0, 0, 0)
+    # What of the boot and of our looking was still open at first may be gone.
+    assert cell.leaks.fds <= 0
+    assert cell.leaks.threads <= 0
+    assert cell.leaks.held == 0

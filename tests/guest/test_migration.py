@@ -6,19 +6,17 @@ moments of a resize, and kills N targets at random moments.
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
-from harness import Guest, minivmm, start
+from harness import Guest, minivmm
 
 from minivmm.errors import MinivmmError
-from minivmm.runtime import machine_dir
 
 MIB = 1 << 20
 OPTIONS = ("-m", "256M", "--device", "virtio-mem-pci,id=vmem0,size=1G,requested-size=0")
@@ -46,21 +44,8 @@ class Arrival(Guest):
     def __init__(self, uri: str, *options: str) -> None:
         super().__init__("--incoming", uri, *options)
 
-    def __enter__(self) -> Self:
-        words = ["boot", "-n", self.name, "--accel", "kvm", *self._options]
-        keys, self._keyboard = os.pipe()
-        output = self._output.fileno()
-        self.process = start(words, output, output, source=keys)
-        os.close(keys)
-        try:
-            self.directory = machine_dir(self.name)
-            self.qmp = self._connect()
-            self.wait_for_state("inmigrate")
-        except BaseException:
-            print(self.output())
-            self.end()
-            raise
-        return self
+    def wait_until_up(self) -> None:
+        self.wait_for_state("inmigrate")
 
     def wait_for_state(self, wanted: str) -> None:
         """Until query-status says so."""
@@ -121,9 +106,9 @@ def moves(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="module")
-def journey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
+def journey(kernel: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
     with ExitStack() as guests:
-        yield Journey(guests, tmp_path_factory.mktemp("m"), "6.1")
+        yield Journey(guests, tmp_path_factory.mktemp("m"), kernel)
 
 
 def test_under_load(journey: Journey) -> None:
@@ -180,7 +165,7 @@ def test_a_target_that_is_killed_costs_nothing(journey: Journey, moves: int) -> 
         _, there = journey.go(max_bandwidth=16 * MIB)
         time.sleep(chosen.random() * 3)
 
-        there.process.kill()
+        there.kill()
         guest.wait_until(lambda: journey.progress()["status"] in OVER, "end of migration")
 
         assert journey.progress()["status"] == "failed"
@@ -221,7 +206,7 @@ def test_a_source_that_is_killed_leaves_no_target(
     _, there = journey.go(max_bandwidth=1 * MIB)
     journey.guest.wait_until(lambda: journey.progress()["status"] == "active", "active migration")
 
-    journey.guest.process.kill()
+    journey.guest.kill()
 
     assert came_to_nothing(there)
     chosen = random.Random(moves)
@@ -236,13 +221,13 @@ def kill_while_moving(journey: Journey, saved: Path, moment: float) -> None:
         journey.guest = guest
         _, there = journey.go()
         time.sleep(moment)
-        guest.process.kill()
+        guest.kill()
     there.wait_until(lambda: not there.process.is_alive() or arrived(there), "an end")
     if there.process.is_alive():
         print(f"handed over by {moment:.2f} s")
         assert there.shell(BOOT_ID) == boot
         assert there.plugged() == plugged
-        there.process.kill()
+        there.kill()
     else:
         print(f"not handed over by {moment:.2f} s")
         assert came_to_nothing(there)

@@ -12,6 +12,7 @@ from minivmm.devices.virtio_mem.mischief.turn import Turn
 from minivmm.devices.virtio_mem.state import Range
 from minivmm.spec.virtio_mem import BlockState, MemResponse, RequestType, ResponseType
 from minivmm.virtio.queue.chain import BufferChain
+from minivmm.virtio.queue.passing import PassingQueue
 from minivmm.virtio.queue.queue import Chain, VirtQueue
 from minivmm.virtio.queue.split import SplitQueue
 
@@ -31,32 +32,17 @@ class Decide(Protocol):
         """None: nothing. Raises DeviceBroken for a chain that holds no request."""
 
 
-class MischievousQueue:
+class MischievousQueue(PassingQueue):
     """`real` is what the driver shares, `decide` the rules. The device works on this one."""
 
     def __init__(self, real: VirtQueue, device: VirtioMem, decide: Decide) -> None:
-        self.real = real
-        self.index, self.size = real.index, real.size
+        super().__init__(real)
         self._device = device
         self._decide = decide
         self._turns: dict[Chain, tuple[Turn, bytes]] = {}
         """Of chains that the device works on: what is to become of them, and their old buffer."""
         self._interrupts = 1
         self._ahead = 0
-
-    @property
-    def interrupted(self) -> bool:
-        """chains() stopped at its bound."""
-        return self.real.interrupted
-
-    @interrupted.setter
-    def interrupted(self, value: bool) -> None:
-        self.real.interrupted = value
-
-    @property
-    def in_flight(self) -> tuple[Chain, ...]:
-        """Chains that wait for an answer, which some may never get."""
-        return self.real.in_flight
 
     def pop(self) -> Chain | None:
         """The next chain that the device is to see, or None."""
@@ -91,14 +77,6 @@ class MischievousQueue:
             for _ in range(interrupts - 1):
                 self._device.signals.queue(self.index)
         return wanted and interrupts > 0
-
-    def close(self) -> None:
-        """The transport closes the real one."""
-        self.real.close()
-
-    def inspect(self) -> dict[str, object]:
-        """Addresses and indices, for people."""
-        return self.real.inspect()
 
     # -- before the device ------------------------------------------------------------------------
 

@@ -64,10 +64,8 @@ class Rule:
         when = str(self.when)
         return f"{self.about}{', ' if when else ''}{when}: {self.doing or 'nothing'}"
 
-    def complaint(self) -> str | None:
-        """That it never acted, with what came instead; None if it did."""
-        if self.fired:
-            return None
+    def complaint(self) -> str:
+        """What to say of a rule that never acted: which, and what came instead."""
         came = f"only {self.seen} came" if self.seen else "nothing of that came"
         where = f"{self.where}: " if self.where else ""
         return f"{where}the rule never acted: {self}: {came}"

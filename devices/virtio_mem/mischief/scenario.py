@@ -149,7 +149,7 @@ class Scenario:
 
     def idle(self) -> list[str]:
         """A line for each rule that never acted, with what came instead."""
-        return [line for rule in self._rules if (line := rule.complaint()) is not None]
+        return [rule.complaint() for rule in self._rules if not rule.fired]
 
     def _rule(self, mischief: Mischief, number: int, entry: Mapping[str, object]) -> Rule:
         refuse = self._reader.refuse
