@@ -11,10 +11,10 @@ something in it is plugged. An access outside of all memslots exits as MMIO, hen
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Container, Iterator, Sequence
+from bisect import bisect_left, insort
+from collections.abc import Callable, Container, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from minivmm.errors import HostError
 from minivmm.kvm.abi import Cap
 from minivmm.kvm.hypervisor import Hypervisor, HypervisorVm
 from minivmm.memory.guest import Slot
+from minivmm.memslot_pieces import Piece, SparseRegion
 from minivmm.units import GIB, TIB, format_size
 
 LEAST_RANGE = GIB
@@ -68,59 +69,6 @@ class Memslot:
         return self.slot.gpa + self.offset
 
 
-@dataclass(slots=True)
-class _Piece:
-    """A memslot: `length` bytes at `offset` of a region, `plugged` of which are."""
-
-    offset: int
-    length: int
-    number: int
-    plugged: int = 0
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.length
-
-
-@dataclass(slots=True)
-class _Sparse:
-    """A sparse region and its memslots, by offset; none crosses the border of a range."""
-
-    slot: Slot
-    pieces: list[_Piece] = field(default_factory=list)
-
-    def touching(self, offset: int, length: int) -> list[_Piece]:
-        """The pieces that share a byte with [offset, offset + length)."""
-        first = bisect_right(self.pieces, offset, key=lambda piece: piece.end)
-        behind = bisect_left(self.pieces, offset + length, key=lambda piece: piece.offset)
-        return self.pieces[first:behind]
-
-    def missing(self, offset: int, length: int, unit: int) -> Iterator[tuple[int, int]]:
-        """(offset, length) of what needs a memslot before [offset, offset + length) is plugged.
-
-        A whole range where there is none; in a range that was narrowed just what is not covered.
-        """
-        end = offset + length
-        for start in range(offset - offset % unit, end, unit):
-            size = min(unit, self.slot.region.size - start)
-            if not self.touching(start, size):
-                yield start, size
-                continue
-            at, stop = max(offset, start), min(end, start + size)
-            for piece in self.touching(at, stop - at):
-                if at < piece.offset:
-                    yield at, piece.offset - at
-                at = piece.end
-            if at < stop:
-                yield at, stop - at
-
-    def count(self, offset: int, length: int, sign: int) -> None:
-        """Bytes of [offset, offset + length) became plugged (`sign` 1) or unplugged (-1)."""
-        for piece in self.touching(offset, length):
-            shared = min(piece.end, offset + length) - max(piece.offset, offset)
-            piece.plugged += sign * shared
-
-
 class Memslots:
     """The LayoutListener that keeps KVM's memslots. Called with the machine's lock held.
 
@@ -133,7 +81,7 @@ class Memslots:
         self._limit = limit
         self._free: list[int] = []
         self._next = 0
-        self._regions: dict[int, _Sparse] = {}
+        self._regions: dict[int, SparseRegion] = {}
         self._known: dict[int, Memslot] = {}
         self._log: MemslotLog | None = None
         self.range_size = range_size(sparse, block, limit)
@@ -151,7 +99,7 @@ class Memslots:
     def on_map(self, slot: Slot) -> None:
         """RAM gets its memslot, a sparse region none yet. Raises HostError."""
         if slot.occupancy is not None:
-            self._regions[slot.gpa] = _Sparse(slot)
+            self._regions[slot.gpa] = SparseRegion(slot)
             return
         for offset in range(0, slot.region.size, LARGEST_MEMSLOT):
             self._create(slot, offset, min(LARGEST_MEMSLOT, slot.region.size - offset))
@@ -201,7 +149,7 @@ class Memslots:
         with nothing changed, if the pieces would be too many.
         """
         found = False
-        cuts: list[tuple[_Sparse, _Piece, list[tuple[int, int]]]] = []
+        cuts: list[tuple[SparseRegion, Piece, list[tuple[int, int]]]] = []
         count = self.count
         for region in self._regions.values():
             if region.slot.name not in names:
@@ -252,7 +200,7 @@ class Memslots:
             "covered": covered,
         }
 
-    def _runs(self, region: _Sparse, piece: _Piece, most: int) -> list[tuple[int, int]]:
+    def _runs(self, region: SparseRegion, piece: Piece, most: int) -> list[tuple[int, int]]:
         """The plugged runs inside `piece`. Raises HostError if there are more than `most`."""
         runs: list[tuple[int, int]] = []
         assert region.slot.occupancy is not None
@@ -266,14 +214,14 @@ class Memslots:
                 )
         return runs
 
-    def _drop_unused(self, region: _Sparse, pieces: list[_Piece]) -> None:
+    def _drop_unused(self, region: SparseRegion, pieces: list[Piece]) -> None:
         for piece in pieces:
             if not piece.plugged and not self._kept(region, piece):
                 # KVM may be out of memory for the change; then this memslot stays, to no harm.
                 with suppress(HostError):
                     self._delete(region, piece)
 
-    def _kept(self, region: _Sparse, piece: _Piece) -> bool:
+    def _kept(self, region: SparseRegion, piece: Piece) -> bool:
         """Is it a whole range that the guest may read, unplugged as it is? (MEM-D-20)
 
         It could do without: such reads exit, and are answered. But slowly.
@@ -282,16 +230,16 @@ class Memslots:
         whole = min(self.range_size, region.slot.region.size - piece.offset)
         return piece.length == whole and piece.offset < region.slot.occupancy.readable
 
-    def _add(self, region: _Sparse, offset: int, length: int) -> _Piece:
-        piece = _Piece(offset, length, self._create(region.slot, offset, length))
+    def _add(self, region: SparseRegion, offset: int, length: int) -> Piece:
+        piece = Piece(offset, length, self._create(region.slot, offset, length))
         insort(region.pieces, piece, key=lambda known: known.offset)
         return piece
 
-    def _drop(self, region: _Sparse, piece: _Piece) -> None:
+    def _drop(self, region: SparseRegion, piece: Piece) -> None:
         with suppress(HostError):
             self._delete(region, piece)
 
-    def _delete(self, region: _Sparse, piece: _Piece) -> None:
+    def _delete(self, region: SparseRegion, piece: Piece) -> None:
         slot = region.slot
         if self._log is not None:
             self._log.leaving(self._known[piece.number])

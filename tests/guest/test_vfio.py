@@ -177,8 +177,7 @@ def test_a_guest_that_reboots_has_its_devices_again(guest: Guest) -> None:
 
 
 def test_a_killed_machine_leaves_its_devices_usable(guest: Guest) -> None:
-    guest.process.kill()
-    guest.process.join()
+    guest.kill()
 
     with Guest("-k", KERNEL, "-m", "256M", "--online", "offline", *PASSED_ON) as other:
         other.resize(vmem0=128 * MIB)
