@@ -17,6 +17,7 @@ from minivmm.memory import hugepages
 from minivmm.memory.hugepages import THP_ANON, THP_SHMEM, Pool
 from minivmm.memory.region import Region
 from minivmm.units import GIB, MIB, format_size
+from minivmm.vfio.survey import survey
 
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 MAPPINGS = Path("/proc/sys/vm/max_map_count")
@@ -86,6 +87,7 @@ def examine(accel: Accel) -> list[Check]:
         *_hugetlb(),
         _setting("overcommit", OVERCOMMIT, lambda text: text != "2"),
         _setting("mappings", MAPPINGS, lambda text: int(text) >= USUAL_MAPPINGS),
+        _passthrough(),
     ]
 
 
@@ -139,6 +141,12 @@ def _pool(pool: Pool) -> Check:
     if pool.page_size >= GIB:
         cure += f", or boot with hugepagesz={size} hugepages=N, as memory becomes fragmented"
     return Check(f"hugetlb {size}", pool.available > 0, detail, cure, needed=False)
+
+
+def _passthrough() -> Check:
+    """Could --device vfio-pci have one of the host's devices now?"""
+    found = survey()
+    return Check("passthrough", found.ok, found.detail, found.cure, needed=False)
 
 
 def _setting(name: str, path: Path, good: Callable[[str], bool]) -> Check:

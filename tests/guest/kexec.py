@@ -57,6 +57,12 @@ def end_kernel(guest: Guest, command: str) -> None:
         guest.shell(f"(sleep 0.5; {command}) &")
 
 
+def await_next(guest: Guest) -> None:
+    """Wait until the running kernel is gone and the next one runs commands."""
+    guest.wait_until(lambda: not guest.info()["agent"]["ready"], "end of the kernel")
+    assert guest.run("true", timeout=120).status == 0
+
+
 def _put(guest: Guest, name: str, program: bytes) -> None:
     done = guest.run("sh", "-c", f"cat >/tmp/{name} && chmod +x /tmp/{name}", stdin=program)
     assert done.status == 0, done

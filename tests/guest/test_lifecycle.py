@@ -113,7 +113,7 @@ def test_device_reset_changes_nothing_and_a_second_kernel_unplugs_all(guest: Gue
     guest.request(vmem0=128 * MIB)
     kexec.load(guest)
     kexec.start(guest)
-    await_next_kernel(guest)
+    kexec.await_next(guest)
 
     assert boot_id(guest) != first_boot
     guest.wait_until(lambda: guest.device()["size"] == 128 * MIB, "plugged by the second kernel")
@@ -132,7 +132,7 @@ def test_kdump_holds_plugged_memory_and_only_that(guest: Guest) -> None:
     kexec.load(guest, crash=True)
 
     kexec.end_kernel(guest, "echo c >/proc/sysrq-trigger")
-    await_next_kernel(guest)
+    kexec.await_next(guest)
     assert "disabled in kdump kernel" in guest.shell("dmesg | grep virtio_mem")
     assert (plugged(guest), unplug_alls(guest)) == (blocks, unplugged_all)
 
@@ -212,12 +212,6 @@ def woken(guest: Guest) -> bool:
     """Send a wake-up by the serial port, which a guest still on its way to sleep misses."""
     guest.type(b"\n")
     return bool(guest.info()["agent"]["ready"])
-
-
-def await_next_kernel(guest: Guest) -> None:
-    """Wait until the running kernel is gone and the next one runs commands."""
-    guest.wait_until(lambda: not guest.info()["agent"]["ready"], "end of the kernel")
-    assert guest.run("true", timeout=120).status == 0
 
 
 def dump_segments(guest: Guest) -> list[tuple[int, int, int]]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kexec
 import pytest
 from harness import Guest
 from passed_on import EDU, KERNEL, NVME, RESULT, SCRATCH, Edu, host_log
@@ -37,12 +38,15 @@ OPTIONS = (
 
 
 @pytest.fixture(scope="module")
-def guest() -> Iterator[Guest]:
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """It can start another kernel."""
     for address in (EDU, NVME):
         driver = Path(f"/sys/bus/pci/devices/{address}/driver")
         if not driver.exists() or driver.resolve().name != "vfio-pci":
             pytest.fail(f"no device {address} bound to vfio-pci: run these by scripts/test")
-    with Guest(*OPTIONS) as started:
+    initrd = tmp_path_factory.mktemp("initrd") / "initrd"
+    kexec.write_initrd(initrd, KERNEL)
+    with Guest(*OPTIONS, "--initrd", str(initrd)) as started:
         yield started
 
 
@@ -159,6 +163,22 @@ def start_loads(guest: Guest, edu: Edu, address: int) -> None:
     for name, script in (("edu", copying), ("disk", reading)):
         guest.run("sh", "-c", f"cat > /tmp/{name}.sh", stdin=script.encode())
         guest.shell(f"setsid sh /tmp/{name}.sh < /dev/null > /dev/null 2>&1 &")
+
+
+def test_a_kernel_started_by_another_takes_the_devices_over(guest: Guest) -> None:
+    """Memory stays mapped until that kernel has unplugged it: the host cannot tell the two."""
+    guest.resize(vmem0=64 * MIB, vmem1=256 * MIB)
+    unplugged = guest.device("vmem1")["answers"].get("UNPLUG_ALL", {}).get("ACK", 0)
+    kexec.load(guest)
+    kexec.start(guest)
+    kexec.await_next(guest)
+
+    guest.resize(vmem0=128 * MIB, vmem1=0)
+
+    assert guest.device("vmem1")["answers"]["UNPLUG_ALL"]["ACK"] == unplugged + 1
+    assert dma(guest)["count"] == 1 + 128 * MIB // BLOCK
+    assert Edu(guest).keeps(VMEM0 + 64 * MIB)
+    assert guest.run("test", "-b", "/dev/nvme0n1").status == 0
 
 
 def test_a_guest_that_reboots_has_its_devices_again(guest: Guest) -> None:

@@ -10,6 +10,7 @@ import pytest
 from minivmm.accel import Accel
 from minivmm.cli import doctor, main
 from minivmm.memory import hugepages
+from minivmm.vfio.survey import Survey
 
 UNUSABLE = Accel(False, "no such thing", "buy one")
 
@@ -125,3 +126,20 @@ def test_few_mappings_are_a_finding(
 
     setting.write_text("1000\n")
     assert findings(capsys)["mappings"].startswith("no       mappings: 1000; cure: write another")
+
+
+def test_passthrough_is_a_finding_with_what_would_make_it_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "probe", lambda: UNUSABLE)
+    monkeypatch.setattr(doctor, "survey", lambda: Survey(3, ("0000:01:00.0",), ("group",)))
+    main.run(["doctor"])
+    found = "ok       passthrough: 3 IOMMU groups; VFIO holds 0000:01:00.0; by group"
+    assert findings(capsys)["passthrough"] == found
+
+    monkeypatch.setattr(doctor, "survey", lambda: Survey(3, (), ("group",)))
+    main.run(["doctor"])
+    assert findings(capsys)["passthrough"].endswith(
+        "VFIO holds no device; by group; cure: "
+        "`modprobe vfio-pci`, and a device bound to it (docs/vfio.md)"
+    )
