@@ -28,7 +28,7 @@ class Piece:
 
 
 @dataclass(slots=True)
-class SparseRegion:
+class Pieces:
     """A sparse region and its memslots, by offset; none crosses the border of a range."""
 
     slot: Slot

@@ -22,7 +22,7 @@ from minivmm.errors import HostError
 from minivmm.kvm.abi import Cap
 from minivmm.kvm.hypervisor import Hypervisor, HypervisorVm
 from minivmm.memory.guest import Slot
-from minivmm.memslot_pieces import Piece, SparseRegion
+from minivmm.memslot_pieces import Piece, Pieces
 from minivmm.units import GIB, TIB, format_size
 
 LEAST_RANGE = GIB
@@ -81,7 +81,7 @@ class Memslots:
         self._limit = limit
         self._free: list[int] = []
         self._next = 0
-        self._regions: dict[int, SparseRegion] = {}
+        self._regions: dict[int, Pieces] = {}
         self._known: dict[int, Memslot] = {}
         self._log: MemslotLog | None = None
         self.range_size = range_size(sparse, block, limit)
@@ -99,7 +99,7 @@ class Memslots:
     def on_map(self, slot: Slot) -> None:
         """RAM gets its memslot, a sparse region none yet. Raises HostError."""
         if slot.occupancy is not None:
-            self._regions[slot.gpa] = SparseRegion(slot)
+            self._regions[slot.gpa] = Pieces(slot)
             return
         for offset in range(0, slot.region.size, LARGEST_MEMSLOT):
             self._create(slot, offset, min(LARGEST_MEMSLOT, slot.region.size - offset))
@@ -149,7 +149,7 @@ class Memslots:
         with nothing changed, if the pieces would be too many.
         """
         found = False
-        cuts: list[tuple[SparseRegion, Piece, list[tuple[int, int]]]] = []
+        cuts: list[tuple[Pieces, Piece, list[tuple[int, int]]]] = []
         count = self.count
         for region in self._regions.values():
             if region.slot.name not in names:
@@ -200,7 +200,7 @@ class Memslots:
             "covered": covered,
         }
 
-    def _runs(self, region: SparseRegion, piece: Piece, most: int) -> list[tuple[int, int]]:
+    def _runs(self, region: Pieces, piece: Piece, most: int) -> list[tuple[int, int]]:
         """The plugged runs inside `piece`. Raises HostError if there are more than `most`."""
         runs: list[tuple[int, int]] = []
         assert region.slot.occupancy is not None
@@ -214,14 +214,14 @@ class Memslots:
                 )
         return runs
 
-    def _drop_unused(self, region: SparseRegion, pieces: list[Piece]) -> None:
+    def _drop_unused(self, region: Pieces, pieces: list[Piece]) -> None:
         for piece in pieces:
             if not piece.plugged and not self._kept(region, piece):
                 # KVM may be out of memory for the change; then this memslot stays, to no harm.
                 with suppress(HostError):
                     self._delete(region, piece)
 
-    def _kept(self, region: SparseRegion, piece: Piece) -> bool:
+    def _kept(self, region: Pieces, piece: Piece) -> bool:
         """Is it a whole range that the guest may read, unplugged as it is? (MEM-D-20)
 
         It could do without: such reads exit, and are answered. But slowly.
@@ -230,16 +230,16 @@ class Memslots:
         whole = min(self.range_size, region.slot.region.size - piece.offset)
         return piece.length == whole and piece.offset < region.slot.occupancy.readable
 
-    def _add(self, region: SparseRegion, offset: int, length: int) -> Piece:
+    def _add(self, region: Pieces, offset: int, length: int) -> Piece:
         piece = Piece(offset, length, self._create(region.slot, offset, length))
         insort(region.pieces, piece, key=lambda known: known.offset)
         return piece
 
-    def _drop(self, region: SparseRegion, piece: Piece) -> None:
+    def _drop(self, region: Pieces, piece: Piece) -> None:
         with suppress(HostError):
             self._delete(region, piece)
 
-    def _delete(self, region: SparseRegion, piece: Piece) -> None:
+    def _delete(self, region: Pieces, piece: Piece) -> None:
         slot = region.slot
         if self._log is not None:
             self._log.leaving(self._known[piece.number])
