@@ -19,7 +19,9 @@ from minivmm.control.client import Client
 from minivmm.errors import NoSuchMachine
 from minivmm.guest.build import build_initramfs
 from minivmm.guest.kernels import Kernel, find
-from minivmm.units import GIB
+from minivmm.matrix.images import Files
+from minivmm.matrix.qemu_words import linux_words, machine_words, memory_device_words
+from minivmm.units import GIB, MIB
 
 ADDRESS = "0000:00:10.0"
 ROUNDS = 3
@@ -39,15 +41,13 @@ def ours(qmp: Path, kernel: Kernel, *, passed_on: bool) -> list[str]:
     return words + (["--device", f"vfio-pci,host={ADDRESS}"] if passed_on else [])
 
 
-def qemu(qmp: Path, kernel: Kernel, initrd: Path, *, passed_on: bool) -> list[str]:
+def qemu(qmp: Path, files: Files, *, passed_on: bool) -> list[str]:
     """Command line of QEMU for the same machine."""
-    machine = "-accel kvm -cpu host -M q35 -m 512M,maxmem=4G -nodefaults -display none"
-    words = ["qemu-system-x86_64", *machine.split(), "-serial", "stdio"]
+    words = machine_words(files.kernel, memory=512 * MIB, hotplug=2 * GIB)
+    words += [*linux_words(files, COMMAND_LINE), "-serial", "stdio"]
     words += ["-qmp", f"unix:{qmp},server=on,wait=off", "-device", "virtio-serial-pci"]
-    words += ["-object", "memory-backend-ram,id=m,size=1G,reserve=off"]
-    words += ["-device", "virtio-mem-pci,id=vmem0,memdev=m,block-size=2M"]
-    words += ["-device", f"vfio-pci,host={ADDRESS}"] if passed_on else []
-    return [*words, "-kernel", str(kernel.image), "-initrd", str(initrd), "-append", COMMAND_LINE]
+    words += memory_device_words(GIB, ("block-size=2M",))
+    return words + (["-device", f"vfio-pci,host={ADDRESS}"] if passed_on else [])
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def main() -> None:
             suffix = ", vfio-pci" if passed_on else ""
             for name, command in (
                 ("minivmm", ours(qmp, kernel, passed_on=passed_on)),
-                ("QEMU", qemu(qmp, kernel, initrd, passed_on=passed_on)),
+                ("QEMU", qemu(qmp, Files(kernel.image, initrd), passed_on=passed_on)),
             ):
                 grow, shrink = measure(command, qmp)
                 print(f"{name + suffix:<26}{grow:8.2f}{shrink:8.2f}", flush=True)

@@ -6,10 +6,9 @@ Port numbers and values are minivmm's own (spec/platform.py); ACPI tables tell t
 from __future__ import annotations
 
 from minivmm.bus import Action
-from minivmm.devices.saved import POWER
 from minivmm.irq import IrqLine
 from minivmm.registers import Register, RegisterFile, constant
-from minivmm.saved import build, parse
+from minivmm.saved import Form, build, parse
 from minivmm.spec.platform import (
     POWER_EVENT_PORT,
     POWER_PORT,
@@ -19,6 +18,8 @@ from minivmm.spec.platform import (
     SLEEP_STATUS_PORT,
     SLEEP_TYPE_S5,
 )
+
+_FORM = Form("minivmm.devices.saved", "POWER")
 
 PORTS = 4
 """I/O ports of PowerPorts."""
@@ -69,11 +70,11 @@ class PowerPorts:
 
     def save_state(self) -> bytes:
         """Whether a press of the button waits for the guest."""
-        return build(POWER, pressed=self._pressed)
+        return build(_FORM, pressed=self._pressed)
 
     def load_state(self, data: bytes) -> None:
         """Take that over; the interrupt that told of it is not repeated. Raises BadState."""
-        self._pressed = parse("power", POWER, data).pressed
+        self._pressed = parse("power", _FORM, data).pressed
 
     def inspect(self) -> dict[str, object]:
         """Whether a press of the button waits for the guest."""

@@ -10,9 +10,8 @@ import struct
 from collections import deque
 from collections.abc import Callable, Collection
 
-from minivmm.devices.saved import SERIAL
 from minivmm.irq import IrqLine
-from minivmm.saved import build, parse, require
+from minivmm.saved import Form, build, parse, require
 from minivmm.spec.serial import (
     FCR_TRIGGER_SHIFT,
     FIFO_SIZE,
@@ -27,6 +26,8 @@ from minivmm.spec.serial import (
     Msr,
     Reg,
 )
+
+_FORM = Form("minivmm.devices.saved", "SERIAL")
 
 PORTS = 8
 """I/O ports that the device occupies."""
@@ -126,7 +127,7 @@ class Serial:
     def save_state(self) -> bytes:
         """Registers, and the input that the guest has not read."""
         return build(
-            SERIAL,
+            _FORM,
             ier=self._ier,
             fcr=self._fcr,
             lcr=self._lcr,
@@ -143,7 +144,7 @@ class Serial:
 
     def load_state(self, data: bytes) -> None:
         """Take such a state over, and drive the pin by it. Raises BadState."""
-        state = parse(_PART, SERIAL, data)
+        state = parse(_PART, _FORM, data)
         fifos_on = bool(state.fcr & Fcr.ENABLE)
         known = fifos_on or not state.fcr
         require(known, _PART, "fcr", f"{state.fcr:#x}", "its FIFOs are off, and so are other bits")

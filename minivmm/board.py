@@ -7,6 +7,7 @@ is the machine's business, so tests build boards without /dev/kvm.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from minivmm.boot.acpi import MemoryAffinity, Platform, write_tables
 from minivmm.boot.image import load_kernel
@@ -15,18 +16,14 @@ from minivmm.bus import Bus, Doorbells
 from minivmm.devices.power import KeyboardPort, PowerPorts
 from minivmm.devices.serial import Serial
 from minivmm.devices.spec import DeviceSpec
-from minivmm.devices.vfio_pci.function import VfioPciFunction
 from minivmm.devices.vfio_pci.spec import VfioPciSpec
-from minivmm.devices.virtio_balloon.device import VirtioBalloon
 from minivmm.devices.virtio_balloon.spec import VirtioBalloonSpec
-from minivmm.devices.virtio_blk.device import VirtioBlk
 from minivmm.devices.virtio_blk.spec import VirtioBlkSpec
 from minivmm.devices.virtio_console.device import CONSOLE_PORT, VirtioConsole
 from minivmm.devices.virtio_console.terminal import Terminal
 from minivmm.devices.virtio_mem.device import VirtioMem
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.devices.virtio_mem.view import Surroundings
-from minivmm.devices.virtio_rng.device import VirtioRng
 from minivmm.devices.virtio_rng.spec import VirtioRngSpec
 from minivmm.errors import HostError, UsageError
 from minivmm.guest_image import GuestImage
@@ -42,6 +39,10 @@ from minivmm.spec.x86 import CpuState
 from minivmm.trace import Trace
 from minivmm.virtio.device import VirtioDevice
 from minivmm.virtio.pci import VirtioPciFunction
+
+if TYPE_CHECKING:
+    from minivmm.devices.vfio_pci.function import VfioPciFunction
+    from minivmm.devices.virtio_balloon.device import VirtioBalloon
 
 Defer = Callable[[Callable[[], None]], None]
 
@@ -208,16 +209,25 @@ class Board:
             ) from error
 
     def _build(self, spec: DeviceSpec) -> VirtioDevice:
-        """The device that `spec` describes. Raises HostError for what this host does not have."""
+        """The device that `spec` describes. Raises HostError for what this host does not have.
+
+        What few machines have is loaded when one has it.
+        """
         match spec:
             case VirtioMemSpec():
                 return self._build_memory_device(spec)
             case VirtioBalloonSpec():
+                from minivmm.devices.virtio_balloon.device import VirtioBalloon
+
                 self.balloon = VirtioBalloon(spec)
                 return self.balloon
             case VirtioBlkSpec():
+                from minivmm.devices.virtio_blk.device import VirtioBlk
+
                 return VirtioBlk(spec)
             case VirtioRngSpec():
+                from minivmm.devices.virtio_rng.device import VirtioRng
+
                 return VirtioRng(spec)
         raise ValueError(f"nothing is built from {type(spec).__name__}")
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from minivmm.board import Board
 from minivmm.devices.spec import qom_path
-from minivmm.devices.virtio_balloon.device import VirtioBalloon
 from minivmm.devices.virtio_console.device import CONSOLE_PORT
+
+if TYPE_CHECKING:
+    from minivmm.devices.virtio_balloon.device import VirtioBalloon
 
 Emit = Callable[[str, dict[str, object]], None]
 

@@ -121,7 +121,7 @@ class Machine:
         self.write_log = WriteLog(self._vm, self._memslots, self.board.memory)
         background = Background(self.loop, self._soon)
         owned.callback(background.close)
-        self.later = background.later
+        self.later = self._memslots.later = background.later
         self.jobs = Background(self.loop, self._soon)
         """Long work of others on this machine, which ends soon once `closed` says so."""
         owned.callback(self.jobs.close)

@@ -8,21 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from construct import Flag, GreedyBytes, Int8ul, Int16ul, Prefixed, Struct
-
 from minivmm.board import Board
 from minivmm.console_watch import ConsoleWatch
 from minivmm.kvm.hypervisor import HypervisorVcpu, HypervisorVm
 from minivmm.outcome import Outcome
 from minivmm.restart import Restart
-from minivmm.saved import Saved, build, parse, require
+from minivmm.saved import Form, Saved, build, parse, require
 from minivmm.stillness import STATES
 
-_FORM = Struct(
-    "state" / Int8ul,
-    "resetting" / Flag,
-    "panic" / Prefixed(Int16ul, GreedyBytes),
-)
+_FORM = Form("minivmm.machine_form", "MACHINE")
 
 
 class Governed(Protocol):

@@ -10,6 +10,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from minivmm.memory.guest import Slot
+from minivmm.units import GIB
+
+LEAST_RANGE = GIB
+"""Bytes of the smallest range: the largest page that KVM maps, so that no border cuts one."""
+
+
+def range_size(sparse: int, block: int, limit: int) -> int:
+    """Bytes of a range if sparse regions have `sparse` bytes, the largest block `block`.
+
+    A power of two that needs at most three quarters of the `limit` memslots even when every range
+    is in use; the rest is for narrow().
+    """
+    size = max(LEAST_RANGE, block)
+    while sparse // size > limit * 3 // 4:
+        size *= 2
+    return size
 
 
 @dataclass(slots=True)
@@ -39,6 +55,13 @@ class Pieces:
         first = bisect_right(self.pieces, offset, key=lambda piece: piece.end)
         behind = bisect_left(self.pieces, offset + length, key=lambda piece: piece.offset)
         return self.pieces[first:behind]
+
+    def covering(self, offset: int, length: int) -> Piece | None:
+        """The piece that has all of [offset, offset + length), if one has."""
+        at = bisect_right(self.pieces, offset, key=lambda piece: piece.offset) - 1
+        if at < 0 or offset + length > self.pieces[at].end:
+            return None
+        return self.pieces[at]
 
     def missing(self, offset: int, length: int, unit: int) -> Iterator[tuple[int, int]]:
         """(offset, length) of what needs a memslot before [offset, offset + length) is plugged.

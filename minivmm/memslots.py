@@ -2,7 +2,8 @@
 
 A memslot costs the host memory for every page that it covers (reference E.10), and hides accesses
 to what is unplugged. So a sparse region is cut into ranges, and a range has a memslot only while
-something in it is plugged. An access outside of all memslots exits as MMIO, hence has an address.
+something in it is plugged, and a little longer: to give one up has KVM forget all that it has
+mapped (LINGER). An access outside of all memslots exits as MMIO, hence has an address.
 
     nothing plugged     [              |              |              ]    no memslot
     blocks plugged      [##############|              |              ]    one per range in use
@@ -15,6 +16,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Container, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from heapq import heappop, heappush
 from typing import Protocol
 
@@ -22,26 +24,18 @@ from minivmm.errors import HostError
 from minivmm.kvm.abi import Cap
 from minivmm.kvm.hypervisor import Hypervisor, HypervisorVm
 from minivmm.memory.guest import Slot
-from minivmm.memslot_pieces import Piece, Pieces
-from minivmm.units import GIB, TIB, format_size
-
-LEAST_RANGE = GIB
-"""Bytes of the smallest range: the largest page that KVM maps, so that no border cuts one."""
+from minivmm.memslot_pieces import Piece, Pieces, range_size
+from minivmm.units import TIB, format_size
 
 LARGEST_MEMSLOT = 4 * TIB
 """Bytes; KVM wants less than 2^31 pages in a memslot (reference F.3)."""
 
+LINGER = 2.0
+"""Seconds in which nothing may come or go before memslots without plugged memory are given up.
 
-def range_size(sparse: int, block: int, limit: int) -> int:
-    """Bytes of a range if sparse regions have `sparse` bytes, the largest block `block`.
-
-    A power of two that needs at most three quarters of the `limit` memslots even when every range
-    is in use; the rest is for narrow().
-    """
-    size = max(LEAST_RANGE, block)
-    while sparse // size > limit * 3 // 4:
-        size *= 2
-    return size
+KVM then forgets what it has mapped of all memory, and the guest faults in even its boot memory once
+more (reference F.3): once after a shrink, and not at the end of every range.
+"""
 
 
 class MemslotLog(Protocol):
@@ -72,13 +66,24 @@ class Memslot:
 class Memslots:
     """The LayoutListener that keeps KVM's memslots. Called with the machine's lock held.
 
-    `limit` is what KVM_CAP_NR_MEMSLOTS says; `sparse` and `block` are for range_size(). A vCPU may
-    run during every method but narrow(): none removes a memslot with plugged memory in it.
+    `limit` is what KVM_CAP_NR_MEMSLOTS says; `sparse` and `block` are for range_size(). Memslots of
+    `guarded` regions never linger. A vCPU may run during every method but narrow(): none removes a
+    memslot with plugged memory in it.
     """
 
-    def __init__(self, vm: HypervisorVm, limit: int, *, sparse: int = 0, block: int = 0) -> None:
+    def __init__(
+        self,
+        vm: HypervisorVm,
+        limit: int,
+        *,
+        sparse: int = 0,
+        block: int = 0,
+        guarded: Container[str] = (),
+    ) -> None:
         self._vm = vm
         self._limit = limit
+        self._guarded = guarded
+        self._lingering = False
         self._free: list[int] = []
         self._next = 0
         self._regions: dict[int, Pieces] = {}
@@ -88,6 +93,8 @@ class Memslots:
         """Bytes of a region that share a memslot unless narrowed."""
         self.changes = 0
         """How often anything was plugged, unplugged or narrowed."""
+        self.later: Callable[[float, Callable[[], None]], None] | None = None
+        """Does something in so many seconds (Errands.later); without it, no memslot lingers."""
 
     @property
     def count(self) -> int:
@@ -107,22 +114,32 @@ class Memslots:
     def on_plug(self, slot: Slot, offset: int, length: int) -> None:
         """Memslots for all of these bytes, or HostError and everything as before."""
         region = self._regions[slot.gpa]
-        missing = list(region.missing(offset, length, self.range_size))
-        with ExitStack() as undo:
-            for start, size in missing:
-                undo.callback(self._drop, region, self._add(region, start, size))
-            undo.pop_all()
-        region.count(offset, length, 1)
+        piece = region.covering(offset, length)  # nearly always there is one
+        if piece is not None:
+            piece.plugged += length
+        else:
+            self._add_missing(region, offset, length)
+            region.count(offset, length, 1)
         self.changes += 1
         if self._log is not None:
             self._log.plugged(slot.gpa + offset, length)
 
     def on_unplug(self, slot: Slot, offset: int, length: int) -> None:
-        """Memslots with nothing plugged in them are given up."""
+        """Memslots with nothing plugged in them are given up, soon."""
         region = self._regions[slot.gpa]
-        region.count(offset, length, -1)
-        self._drop_unused(region, region.touching(offset, length))
         self.changes += 1
+        piece = region.covering(offset, length)
+        if piece is None:
+            region.count(offset, length, -1)
+        else:
+            piece.plugged -= length
+            if piece.plugged:
+                return
+        if self.later is None or slot.name in self._guarded:
+            self._drop_unused(region, region.touching(offset, length))
+        elif not self._lingering:
+            self._lingering = True
+            self.later(LINGER, partial(self._tidy, self.changes))
 
     def on_readable(self, slot: Slot) -> None:
         """What was kept for being readable may not be needed any more."""
@@ -148,6 +165,8 @@ class Memslots:
         nothing to cut, and no unplugging on its way that will leave something. Raises HostError,
         with nothing changed, if the pieces would be too many.
         """
+        if self._lingering:
+            self._end_linger()
         found = False
         cuts: list[tuple[Pieces, Piece, list[tuple[int, int]]]] = []
         count = self.count
@@ -214,6 +233,18 @@ class Memslots:
                 )
         return runs
 
+    def _tidy(self, changes: int) -> None:
+        """Give up what is of no use, unless something came or went since the `changes`-th time."""
+        if self.later is not None and changes != self.changes:
+            self.later(LINGER, partial(self._tidy, self.changes))
+        else:
+            self._end_linger()
+
+    def _end_linger(self) -> None:
+        self._lingering = False
+        for region in self._regions.values():
+            self._drop_unused(region, list(region.pieces))
+
     def _drop_unused(self, region: Pieces, pieces: list[Piece]) -> None:
         for piece in pieces:
             if not piece.plugged and not self._kept(region, piece):
@@ -229,6 +260,14 @@ class Memslots:
         assert region.slot.occupancy is not None
         whole = min(self.range_size, region.slot.region.size - piece.offset)
         return piece.length == whole and piece.offset < region.slot.occupancy.readable
+
+    def _add_missing(self, region: Pieces, offset: int, length: int) -> None:
+        """Memslots for what of these bytes has none; all of them or HostError and none."""
+        missing = list(region.missing(offset, length, self.range_size))
+        with ExitStack() as undo:
+            for start, size in missing:
+                undo.callback(self._drop, region, self._add(region, start, size))
+            undo.pop_all()
 
     def _add(self, region: Pieces, offset: int, length: int) -> Piece:
         piece = Piece(offset, length, self._create(region.slot, offset, length))
@@ -259,6 +298,8 @@ class Memslots:
 
     def _take(self, gpa: int, length: int, hva: int, name: str, *, logged: bool = False) -> int:
         """Set a memslot; returns its number. Raises HostError if KVM refuses or has no more."""
+        if self._lingering and not self._free and self._next == self._limit:
+            self._end_linger()
         number = self._free[0] if self._free else self._next
         if number >= self._limit:
             raise HostError(
@@ -291,10 +332,19 @@ class SparseSpec(Protocol):
     def block_size(self) -> int:
         """Bytes of a block."""
 
+    @property
+    def id(self) -> str:
+        """Its name."""
+
+    @property
+    def protect(self) -> str:
+        """What happens when the guest touches what is unplugged; "off": nothing."""
+
 
 def memslots_for(vm: HypervisorVm, system: Hypervisor, regions: Sequence[SparseSpec]) -> Memslots:
     """Memslots for a machine that will have these sparse regions, besides RAM."""
     limit = system.check(Cap.NR_MEMSLOTS)
     sparse = sum(region.size for region in regions)
     block = max((region.block_size for region in regions), default=0)
-    return Memslots(vm, limit, sparse=sparse, block=block)
+    guarded = {region.id for region in regions if region.protect != "off"}
+    return Memslots(vm, limit, sparse=sparse, block=block, guarded=guarded)

@@ -8,18 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from minivmm.bus import Windows
 from minivmm.closing import Closing
-from minivmm.devices.vfio_pci.function import VfioPciFunction
 from minivmm.devices.vfio_pci.spec import VfioPciSpec
 from minivmm.errors import HostError
 from minivmm.irq import EventInterrupts
 from minivmm.kvm.hypervisor import HypervisorVm
 from minivmm.loop import EventLoop
 from minivmm.trace import Trace
-from minivmm.vfio.container import Container
-from minivmm.vfio.host import HostDevices
+
+if TYPE_CHECKING:
+    from minivmm.devices.vfio_pci.function import VfioPciFunction
+    from minivmm.vfio.container import Container
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Passthrough(Closing):
     """
 
     def __init__(self, specs: Sequence[VfioPciSpec], around: Surroundings) -> None:
+        from minivmm.vfio.host import HostDevices  # few machines have devices of the host
+
         self._around = around
         wish = next((one.iommufd for one in specs if one.iommufd is not None), None)
         try:
@@ -67,6 +71,8 @@ class Passthrough(Closing):
 
     def build(self, spec: VfioPciSpec, trace: Trace) -> VfioPciFunction:
         """The PCI function of the device that was opened for `spec`. Raises HostError."""
+        from minivmm.devices.vfio_pci.function import VfioPciFunction
+
         device = self._devices[spec.id]
         function = VfioPciFunction(
             spec.id,

@@ -11,7 +11,10 @@ from collections import Counter
 from pathlib import Path
 
 KVM_DEBUGFS = Path("/sys/kernel/debug/kvm")
-KVM_COUNTERS = ("exits", "io_exits", "mmio_exits", "halt_exits", "irq_injections", "signal_exits")
+KVM_COUNTERS = (
+    *("exits", "io_exits", "mmio_exits", "halt_exits", "signal_exits"),
+    *("pf_fixed", "irq_injections"),
+)
 """Files of KVM's statistics directory that are reported (Documentation/virt/kvm, kvm_stat)."""
 
 MAX_PLACES = 4096

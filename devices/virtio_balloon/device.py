@@ -15,17 +15,20 @@ from collections.abc import Callable
 from typing import Any
 
 from minivmm.devices.virtio_balloon.pages import PAGE, Pages
-from minivmm.devices.virtio_balloon.saved import BALLOON, NO_ROLE
 from minivmm.devices.virtio_balloon.spec import VirtioBalloonSpec
 from minivmm.devices.virtio_balloon.statistics import Statistics
 from minivmm.errors import BadState
 from minivmm.memory.guest import GuestMemory
-from minivmm.saved import build, parse, require
+from minivmm.saved import Form, build, parse, require
 from minivmm.spec.virtio_balloon import DEVICE_ID, BalloonConfig, Feature, Queue
 from minivmm.units import MIB
 from minivmm.virtio.device import DeviceTraits, Signals, VirtioDevice
 from minivmm.virtio.errands import Errands
 from minivmm.virtio.queue.queue import Chain, VirtQueue
+
+_FORM = Form("minivmm.devices.virtio_balloon.saved", "BALLOON")
+_NO_ROLE = 0xFF
+"""Saved in place of a Queue: the queue is for nothing."""
 
 MOST_PAGES = 0xFFFF_FFFF
 """Largest num_pages."""
@@ -187,12 +190,12 @@ class VirtioBalloon(VirtioDevice):
     def save_state(self) -> bytes:
         """The host's wish, the driver's word, and what is under way."""
         return build(
-            BALLOON,
+            _FORM,
             features=self.features,
             num_pages=self.num_pages,
             actual=self.actual,
             poison=self._poison,
-            roles=[self._roles.get(index, NO_ROLE) for index in range(len(Queue))],
+            roles=[self._roles.get(index, _NO_ROLE) for index in range(len(Queue))],
             **self.pages.inspect(),
             statistics=self.statistics.save(),
             report=self._report and [{"gpa": at, "length": size} for at, size in self._report[1]],
@@ -200,8 +203,8 @@ class VirtioBalloon(VirtioDevice):
 
     def load_state(self, data: bytes) -> None:
         """Take it over; what is under way is found again by `adopt`. Raises BadState."""
-        saved = parse(self.identifier, BALLOON, data)
-        roles = {index: role for index, role in enumerate(saved.roles) if role != NO_ROLE}
+        saved = parse(self.identifier, _FORM, data)
+        roles = {index: role for index, role in enumerate(saved.roles) if role != _NO_ROLE}
         known = set(roles.values()) <= set(Queue) and len(set(roles.values())) == len(roles)
         require(known, self.identifier, "queues", list(saved.roles), "each is for one purpose")
         self.features = saved.features

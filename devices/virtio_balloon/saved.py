@@ -8,9 +8,6 @@ from minivmm.devices.virtio_balloon.statistics import NAMES
 from minivmm.spec.virtio_balloon import Queue
 from minivmm.virtio.saved_forms import BUFFER, FEATURES
 
-NO_ROLE = 0xFF
-"""In place of a Queue: the queue is for nothing."""
-
 STATISTICS = Struct(
     "interval" / Int32ul,
     "last_update" / Int64ul,

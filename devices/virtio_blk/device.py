@@ -22,15 +22,16 @@ from minivmm.devices.virtio_blk.requests import (
     perform,
     read_request,
 )
-from minivmm.devices.virtio_blk.saved import BLK
 from minivmm.devices.virtio_blk.spec import VirtioBlkSpec
 from minivmm.errors import HostError
-from minivmm.saved import build, parse, require
+from minivmm.saved import Form, build, parse, require
 from minivmm.spec.virtio_blk import DEVICE_ID, SECTOR, BlkConfig, Feature, Status
 from minivmm.units import MIB
 from minivmm.virtio.device import DeviceTraits, VirtioDevice
 from minivmm.virtio.errands import Job
 from minivmm.virtio.queue.queue import VirtQueue
+
+_FORM = Form("minivmm.devices.virtio_blk.saved", "BLK")
 
 QUEUE_SIZE = 128
 BATCH_BYTES = 8 * MIB
@@ -166,7 +167,7 @@ class VirtioBlk(VirtioDevice):
                 " disk may have lost data, and must not be saved"
             ) from error
         return build(
-            BLK,
+            _FORM,
             features=self.features,
             size=self.disk.size,
             changed=self.disk.changed,
@@ -177,7 +178,7 @@ class VirtioBlk(VirtioDevice):
     def load_state(self, data: bytes) -> None:
         """Go on with a file that has the content of then. Raises BadState."""
         name, disk = self.identifier, self.disk
-        saved = parse(name, BLK, data)
+        saved = parse(name, _FORM, data)
         require(saved.size == disk.size, name, "size", saved.size, f"the file has {disk.size}")
         if saved.changed and disk.changed:
             same = saved.changed == disk.changed

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from minivmm.devices.virtio_console.port import Port
-from minivmm.devices.virtio_console.saved import CONSOLE
 from minivmm.devices.virtio_console.spec import VirtioConsoleSpec
-from minivmm.saved import build, parse, require
+from minivmm.saved import Form, build, parse, require
 from minivmm.spec.virtio_console import (
     CONTROL_RECEIVE_QUEUE,
     CONTROL_TRANSMIT_QUEUE,
@@ -25,6 +24,8 @@ from minivmm.spec.virtio_console import (
 )
 from minivmm.virtio.device import DeviceTraits, VirtioDevice
 from minivmm.virtio.queue.queue import VirtQueue
+
+_FORM = Form("minivmm.devices.virtio_console.saved", "CONSOLE")
 
 CONSOLE_PORT, CONTROL_PORT = 0, 1
 PORT_NAMES = (
@@ -146,7 +147,7 @@ class VirtioConsole(VirtioDevice):
             for (number, event), value in self._outbox.items()
         ]
         return build(
-            CONSOLE,
+            _FORM,
             features=self.features,
             lives=self.lives,
             ports_added=self._ports_added,
@@ -157,7 +158,7 @@ class VirtioConsole(VirtioDevice):
 
     def load_state(self, data: bytes) -> None:
         """Take it over. Owners of ports learn of it by `on_restore`. Raises BadState."""
-        saved = parse(self.identifier, CONSOLE, data)
+        saved = parse(self.identifier, _FORM, data)
         self._judge(saved)
         self.features = saved.features
         self._multiport = bool(saved.features >> Feature.MULTIPORT & 1)

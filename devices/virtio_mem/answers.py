@@ -15,12 +15,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from minivmm.devices.virtio_mem.blocks import Blocks
-from minivmm.spec.virtio_mem import BlockState, MemRequest, RequestType, ResponseType
+from minivmm.devices.virtio_mem.messages import Request
+from minivmm.spec.virtio_mem import BlockState, RequestType, ResponseType
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Situation:
-    """All that an answer depends on, besides the request. Sizes in bytes."""
+    """All that an answer depends on, besides the request. Sizes in bytes.
+
+    Nobody changes it; but frozen, it would take twice the time to make one for every request.
+    """
 
     blocks: Blocks
     addr: int
@@ -30,11 +34,11 @@ class Situation:
     migrating: bool = False
     """The machine is on its way to another process: blocks stay as they are."""
 
-    def first_block(self, request: MemRequest) -> int:
+    def first_block(self, request: Request) -> int:
         """Number of the block that `request` starts with."""
         return (request.addr - self.addr) // self.blocks.block_size
 
-    def state(self, request: MemRequest) -> BlockState:
+    def state(self, request: Request) -> BlockState:
         """State of the blocks that `request` covers; they lie inside the region."""
         return self.blocks.state(self.first_block(request), request.nb_blocks)
 
@@ -43,12 +47,12 @@ class Situation:
 class Refusal:
     """If `applies`, the request is answered with `answer`; `why` is for people reading a trace."""
 
-    applies: Callable[[MemRequest, Situation], bool]
+    applies: Callable[[Request, Situation], bool]
     answer: ResponseType
     why: str
 
 
-def _outside(request: MemRequest, now: Situation) -> bool:
+def _outside(request: Request, now: Situation) -> bool:
     """Misaligned, empty, or not entirely inside the usable region (no wrap: ints are exact)."""
     size = request.nb_blocks * now.blocks.block_size
     return (
@@ -59,24 +63,24 @@ def _outside(request: MemRequest, now: Situation) -> bool:
     )
 
 
-def _beyond_target(request: MemRequest, now: Situation) -> bool:
+def _beyond_target(request: Request, now: Situation) -> bool:
     size = request.nb_blocks * now.blocks.block_size
     return now.blocks.plugged_size + size > now.requested_size
 
 
-def _some_plugged(request: MemRequest, now: Situation) -> bool:
+def _some_plugged(request: Request, now: Situation) -> bool:
     return now.state(request) is not BlockState.UNPLUGGED
 
 
-def _some_unplugged(request: MemRequest, now: Situation) -> bool:
+def _some_unplugged(request: Request, now: Situation) -> bool:
     return now.state(request) is not BlockState.PLUGGED
 
 
-def _migrating(_: MemRequest, now: Situation) -> bool:
+def _migrating(_: Request, now: Situation) -> bool:
     return now.migrating
 
 
-def _migrating_some(_: MemRequest, now: Situation) -> bool:
+def _migrating_some(_: Request, now: Situation) -> bool:
     """UNPLUG_ALL of nothing changes nothing, so it does no harm (reference A.7, row 6)."""
     return now.migrating and now.blocks.plugged_size > 0
 
@@ -110,7 +114,7 @@ TABLE: dict[int, tuple[Refusal, ...]] = {
 }
 
 
-def refusal(request: MemRequest, now: Situation) -> Refusal | None:
+def refusal(request: Request, now: Situation) -> Refusal | None:
     """The first row of the table that forbids `request`, or None: it may be done.
 
     A request of unknown type gets ERROR and not a broken device: the framing is sound, so the

@@ -18,7 +18,7 @@ from minivmm.devices.virtio_mem.blocks import Blocks
 from minivmm.devices.virtio_mem.host_side import HostSide
 from minivmm.devices.virtio_mem.intruders import Intruders
 from minivmm.devices.virtio_mem.ledger import Ledger
-from minivmm.devices.virtio_mem.saved import MEM, judge
+from minivmm.devices.virtio_mem.saved import judge
 from minivmm.devices.virtio_mem.service import Service
 from minivmm.devices.virtio_mem.shortage import Shortage
 from minivmm.devices.virtio_mem.spec import VirtioMemSpec
@@ -28,13 +28,14 @@ from minivmm.errors import HostError, UsageError
 from minivmm.memory.guest import GuestMemory
 from minivmm.memory.layout import Window
 from minivmm.memory.region import Region
-from minivmm.saved import build, parse
+from minivmm.saved import Form, build, parse
 from minivmm.spec.virtio_mem import DEVICE_ID, Feature, MemConfig
 from minivmm.virtio.device import DeviceTraits, Signals, VirtioDevice
 from minivmm.virtio.errands import Errands
 from minivmm.virtio.queue.queue import VirtQueue
 from minivmm.virtio.tap import Tap
 
+_FORM = Form("minivmm.devices.virtio_mem.saved_forms", "MEM")
 _INSPECT_RANGES = 32
 """Most plugged ranges that inspect() lists."""
 
@@ -285,7 +286,7 @@ class VirtioMem(VirtioDevice):
     def save_state(self) -> bytes:
         """Sizes, plugged blocks, and what there is to tell of the driver; not their content."""
         return build(
-            MEM,
+            _FORM,
             features=self.features,
             requested_size=self.requested_size,
             usable_region_size=self.usable_region_size,
@@ -304,7 +305,7 @@ class VirtioMem(VirtioDevice):
         Blocks that are plugged already keep their content, those that are not to be lose it.
         """
         name = self.identifier
-        saved = parse(name, MEM, data)
+        saved = parse(name, _FORM, data)
         judge(name, saved, self.state, insists=self.spec.insists)
         self.features = saved.features
         self.ledger.load(name, saved.counts)

@@ -24,7 +24,7 @@ def _nothing() -> None:
     pass
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Work:
     """Steps, in order; any may raise OSError or HostError, after which `undo` is called."""
 

@@ -6,18 +6,21 @@ from collections import Counter, deque
 from typing import Any
 
 from minivmm.devices.virtio_mem.activity import Activity
+from minivmm.devices.virtio_mem.messages import Request
 from minivmm.devices.virtio_mem.saved import UNKNOWN, load_counts, save_counts
-from minivmm.spec.virtio_mem import BlockState, MemRequest, RequestType, ResponseType
+from minivmm.spec.virtio_mem import BlockState, RequestType, ResponseType
 from minivmm.virtio.device import Signals
 
 MOVES = 256
 """Requests remembered that changed blocks; Linux plugs 128 MiB with one."""
 
 
+# Names of enum members: looked up here, as their property is slow.
 _NAMES = {int(kind): kind.name for kind in RequestType}
+_ANSWERS = {answer: answer.name for answer in ResponseType}
 
 
-def asked_for(request: MemRequest, block_size: int) -> dict[str, object]:
+def asked_for(request: Request, block_size: int) -> dict[str, object]:
     """What `request` asks for, as events tell it: type, gpa, blocks, and their size in bytes."""
     kind, blocks = request.type, request.nb_blocks
     if kind not in _NAMES:
@@ -39,13 +42,13 @@ class Ledger:
         self._activity = activity
         self._block_size = block_size
         self._counts: Counter[tuple[str, str]] = Counter()
-        self.moves: deque[tuple[float, MemRequest]] = deque(maxlen=MOVES)
+        self.moves: deque[tuple[float, Request]] = deque(maxlen=MOVES)
         """The last acknowledged requests that changed blocks, and the activity's time of each."""
 
     def enter(
         self,
         signals: Signals,
-        request: MemRequest,
+        request: Request,
         answer: ResponseType,
         *,
         plugged: int,
@@ -56,13 +59,13 @@ class Ledger:
 
         `found` is what the answer to STATE tells.
         """
-        asked = _NAMES.get(request.type, UNKNOWN)
-        self._counts[asked, answer.name] += 1
+        asked, answered = _NAMES.get(request.type, UNKNOWN), _ANSWERS[answer]
+        self._counts[asked, answered] += 1
         self._activity.answered(request.type, answer, request.nb_blocks, why)
         if answer is ResponseType.ACK and request.type != RequestType.STATE:
             self.moves.append((self._activity.clock(), request))
         fields = asked_for(request, self._block_size)
-        fields |= {"answer": answer.name, "plugged": plugged}
+        fields |= {"answer": answered, "plugged": plugged}
         if found is not None:
             fields["found"] = found.name
         if why:

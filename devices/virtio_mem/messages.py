@@ -1,12 +1,13 @@
 """Descriptor chain -> request, answer -> bytes. What they mean is not decided here.
 
-These overlays stand in for the records of spec/virtio_mem.py, because construct is slow; a test
-compares them.
+Request and these overlays stand in for the records of spec/virtio_mem.py, which take longer to
+make; a test compares them.
 """
 
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
 
 from minivmm.errors import DeviceBroken
 from minivmm.spec.virtio_mem import BlockState, MemRequest, MemResponse, ResponseType
@@ -16,7 +17,16 @@ _REQUEST = struct.Struct("<H6xQH6x")
 _RESPONSE = struct.Struct("<H6xH")
 
 
-def read_request(chain: Chain) -> MemRequest:
+class Request(NamedTuple):
+    """What of a MemRequest has a meaning."""
+
+    type: int
+    addr: int
+    """Guest physical address of the first block."""
+    nb_blocks: int
+
+
+def read_request(chain: Chain) -> Request:
     """The request in `chain`, read once; padding and surplus bytes are ignored (MEM-D-24, D-25).
 
     Raises DeviceBroken if the request is cut short or its answer would not fit: there is no way to
@@ -27,8 +37,7 @@ def read_request(chain: Chain) -> MemRequest:
             f"request has {chain.readable} readable and {chain.writable} writable bytes,"
             f" needs {MemRequest.SIZE} and {MemResponse.SIZE}"
         )
-    kind, addr, nb_blocks = _REQUEST.unpack(chain.read(MemRequest.SIZE))
-    return MemRequest(type=kind, addr=addr, nb_blocks=nb_blocks)
+    return Request._make(_REQUEST.unpack(chain.read(MemRequest.SIZE)))
 
 
 def response(answer: ResponseType, state: BlockState | None = None) -> bytes:

@@ -13,26 +13,24 @@ from minivmm.devices.virtio_mem import answers, messages
 from minivmm.devices.virtio_mem.blocks import Blocks
 from minivmm.devices.virtio_mem.host_side import Host, Work
 from minivmm.devices.virtio_mem.ledger import Ledger
+from minivmm.devices.virtio_mem.messages import Request
+from minivmm.devices.virtio_mem.pace import LEAST, Pace
 from minivmm.devices.virtio_mem.shortage import Shortage
 from minivmm.devices.virtio_mem.state import Range, RegionState
 from minivmm.errors import HostError
-from minivmm.spec.virtio_mem import BlockState, MemRequest, RequestType, ResponseType
-from minivmm.units import MIB
+from minivmm.spec.virtio_mem import BlockState, RequestType, ResponseType
 from minivmm.virtio.device import Signals
 from minivmm.virtio.errands import Errands, Inline, Job
 from minivmm.virtio.queue.queue import Chain, VirtQueue
 
-_AT_ONCE = 16 * MIB
-"""Host work on so many bytes is done under the lock: handing it over would cost more."""
 
-
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Exchange:
     """A request that is being served, and where its answer goes."""
 
     queue: VirtQueue
     chain: Chain
-    request: MemRequest
+    request: Request
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,7 @@ class Service:
         self._shortage = shortage
         self._on_change = on_change
         self._pending: _Pending | None = None
+        self._pace = Pace()
 
     @property
     def at_work(self) -> bool:
@@ -156,7 +155,7 @@ class Service:
         else:
             self._set_to_work(exchange, self._work_for(request))
 
-    def _work_for(self, request: MemRequest) -> Work:
+    def _work_for(self, request: Request) -> Work:
         """What an allowed request costs the host."""
         state = self._state
         if request.type == RequestType.UNPLUG_ALL:
@@ -175,13 +174,15 @@ class Service:
     def _set_to_work(self, exchange: _Exchange, work: Work) -> None:
         self._state.leaving = work.leaving
         error = _attempt(work.prepare)
-        if error is None and work.length > _AT_ONCE:
-            job = self.errands.aside(work.aside, lambda: self.signals.kick(0))
-            self._pending = _Pending(exchange, work, job)
-            if job.over:
-                self._conclude()
-        else:
-            self._finish(exchange, work, error or _attempt(work.aside))
+        if error is None and work.length > LEAST:
+            work.aside = self._pace.timed(work.length, work.aside)
+            if work.length > self._pace.at_once:
+                job = self.errands.aside(work.aside, lambda: self.signals.kick(0))
+                self._pending = _Pending(exchange, work, job)
+                if job.over:
+                    self._conclude()
+                return
+        self._finish(exchange, work, error or _attempt(work.aside))
 
     def _conclude(self) -> None:
         """The host's work on the pending exchange is over."""
@@ -212,7 +213,7 @@ class Service:
         if error:
             self.signals.trace("not-undone", why=str(error))
 
-    def _change_blocks(self, request: MemRequest) -> None:
+    def _change_blocks(self, request: Request) -> None:
         state = self._state
         if request.type == RequestType.UNPLUG_ALL:
             state.all_unplugged()

@@ -80,6 +80,12 @@ class VirtioMemSpec(VirtioDeviceSpec):
         default="off",
     )
 
+    ioeventfd: bool = switch_option(
+        "have KVM take doorbells (QEMU does not, for this device); off: they come as exits, and the"
+        " answer is there when the driver looks for it, instead of going to sleep",
+        default=False,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._settle_pages()

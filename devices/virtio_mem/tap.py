@@ -13,10 +13,10 @@ from dataclasses import replace
 from minivmm.devices.virtio_mem import messages
 from minivmm.devices.virtio_mem.host_side import HostSide, Work
 from minivmm.devices.virtio_mem.ledger import asked_for
+from minivmm.devices.virtio_mem.messages import Request
 from minivmm.devices.virtio_mem.service import Service
 from minivmm.devices.virtio_mem.state import Range
 from minivmm.errors import HostError
-from minivmm.spec.virtio_mem import MemRequest
 from minivmm.virtio.device import Signals
 from minivmm.virtio.queue.queue import Chain
 from minivmm.virtio.tap import Tap
@@ -107,7 +107,7 @@ def tell_requests(
         return
     told_host, told_signals = ToldHost(host, tap, base), ToldSignals(signals)
 
-    def read_request(chain: Chain) -> MemRequest:
+    def read_request(chain: Chain) -> Request:
         request = messages.read_request(chain)
         identifier = tap.identify(_QUEUE, chain)
         told_host.identifier = told_signals.identifier = identifier

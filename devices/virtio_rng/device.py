@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from minivmm.devices.virtio_rng.saved import NO_LIMIT, RNG
 from minivmm.devices.virtio_rng.spec import VirtioRngSpec
-from minivmm.saved import build, parse, require
+from minivmm.saved import Form, build, parse, require
 from minivmm.spec.virtio_rng import DEVICE_ID, REQUEST_QUEUE
 from minivmm.virtio.device import DeviceTraits, VirtioDevice
 from minivmm.virtio.queue.queue import VirtQueue
+
+_FORM = Form("minivmm.devices.virtio_rng.saved", "RNG")
+NO_LIMIT = (1 << 64) - 1
+"""What is saved as the bytes left of a period that may have any number."""
 
 MOST_BYTES = 4096
 """Random bytes put into one buffer at most, which the device may do (5.4.6.2): 10 us of work."""
@@ -59,7 +62,7 @@ class VirtioRng(VirtioDevice):
     def save_state(self) -> bytes:
         """What was given, and what is left of this period."""
         return build(
-            RNG,
+            _FORM,
             features=self.features,
             given=self.given,
             left=NO_LIMIT if self._left is None else self._left,
@@ -69,7 +72,7 @@ class VirtioRng(VirtioDevice):
     def load_state(self, data: bytes) -> None:
         """Go on with a period that begins now. Raises BadState."""
         name, most = self.identifier, self.spec.max_bytes
-        saved = parse(name, RNG, data)
+        saved = parse(name, _FORM, data)
         left = None if saved.left == NO_LIMIT else saved.left
         fits = left is most if left is None or most is None else left <= most
         require(fits, name, "bytes left", left, f"max-bytes is {most}")

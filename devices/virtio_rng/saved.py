@@ -6,11 +6,9 @@ from construct import Flag, Int64ul, Struct
 
 from minivmm.virtio.saved_forms import FEATURES
 
-NO_LIMIT = (1 << 64) - 1
-
 RNG = Struct(
     "features" / FEATURES,
     "given" / Int64ul,
-    "left" / Int64ul,  # bytes in this period, or NO_LIMIT
+    "left" / Int64ul,  # bytes in this period, or device.NO_LIMIT
     "period_runs" / Flag,
 )

@@ -193,6 +193,8 @@ async def reboot(engine: Engine, timeout: float) -> None:
 
 async def query(engine: Engine, command: str, arguments: Mapping[str, Any]) -> Any:
     """What QMP's `command` returns; '_' in names of arguments is '-'. Raises Refused."""
+    import minivmm.control.qmp_session  # noqa: F401 - it has all commands; that takes long
+
     given = {key.replace("_", "-"): value for key, value in arguments.items()}
     with engine.loop.lock:
         return perform(engine.servers.context, command, given)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from minivmm.boot.numa import parse_numa
 from minivmm.cli import boot_files, boot_incoming
+from minivmm.cli.loading import loading
 from minivmm.cli.machine_text import device_help, show
 from minivmm.cli.text import parse_duration, say
 from minivmm.control.gdb_address import DEFAULT, join_address, parse_address
@@ -206,7 +207,8 @@ def run(args: argparse.Namespace) -> int:
         from minivmm.cli.lab import boot_in_lab
 
         return boot_in_lab(spec, options)
-    from minivmm.cli.run import boot_here
+    with loading():
+        from minivmm.cli.run import boot_here
 
     return boot_here(spec, options)
 

@@ -14,7 +14,6 @@ from minivmm.cli.terminal import HELP, RawTerminal, in_foreground
 from minivmm.cli.text import say
 from minivmm.control.console_hub import ConsoleHub
 from minivmm.control.face import Context
-from minivmm.control.hmp import human_monitor_command
 from minivmm.loop import EventLoop
 from minivmm.machine import Machine
 from minivmm.units import format_size
@@ -49,7 +48,7 @@ class BootConsole:
         """Standard input types: raw from a terminal, as it is from a pipe."""
         if not in_foreground(STDIN):
             return
-        prompt = MonitorPrompt(lambda line: str(human_monitor_command(context, line)), _write)
+        prompt = MonitorPrompt(lambda line: _monitor(context, line), _write)
         on_escape: Callable[[str], None] | None = None
         if os.isatty(STDIN):
             if not self._quiet:
@@ -109,6 +108,13 @@ class Escape:
             for name, device in self._machine.board.memory_devices.items()
         ]
         return ", ".join([f"{self._machine.name} {self._machine.state}", *sizes])
+
+
+def _monitor(context: Context, line: str) -> str:
+    """The answer of the monitor, whose commands are loaded when somebody talks to it."""
+    from minivmm.control.hmp import human_monitor_command
+
+    return str(human_monitor_command(context, line))
 
 
 def _write(text: str) -> None:

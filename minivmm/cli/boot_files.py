@@ -45,6 +45,8 @@ def configure(add: Callable[..., Any], details: str) -> None:
 
 def open_traces(spec: MachineSpec, options: BootOptions) -> list[TraceFile]:
     """The files of --trace and --record, open and empty. Raises HostError."""
+    if options.trace is None and options.record is None:
+        return []
     from minivmm.testing.recording import record_filter
     from minivmm.tracing.file import TraceFile
     from minivmm.tracing.wish import parse_details

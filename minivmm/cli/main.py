@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
+from minivmm.cli.loading import loading
 from minivmm.errors import ExitStatus, Interrupted, MinivmmError, UsageError
 from minivmm.version import __version__
 
@@ -188,7 +189,8 @@ def _open_standard_streams() -> None:
 def module_of(verb: str) -> Any:
     """The module of a verb of VERBS."""
     suffix = "_" if verb in ("exec", "list", "help") else ""
-    return importlib.import_module(f"minivmm.cli.{verb}{suffix}")
+    with loading():
+        return importlib.import_module(f"minivmm.cli.{verb}{suffix}")
 
 
 def _add_debug(parser: argparse.ArgumentParser, *, default: object) -> None:

@@ -18,21 +18,18 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from minivmm import runtime
 from minivmm.accel import open_system, probe
 from minivmm.cli.boot import BootOptions
 from minivmm.cli.boot_console import BootConsole
 from minivmm.cli.boot_files import misbehaving, open_traces
-from minivmm.cli.boot_gdb import open_gdb
 from minivmm.cli.ending import recorded
 from minivmm.cli.output import Output
 from minivmm.cli.signals import ENDING, HeldSignals, ignore_in_this_thread
 from minivmm.cli.text import SCHEMA, say
-from minivmm.cli.viewer import Viewer
-from minivmm.control import exec_client
 from minivmm.control.face import Context
-from minivmm.control.gdb_server import GdbServer
 from minivmm.control.readiness import LAST_WORDS, READY_TIMEOUT
 from minivmm.control.servers import Servers
 from minivmm.errors import (
@@ -47,9 +44,10 @@ from minivmm.guest_image import GuestImage, resolve
 from minivmm.loop import EventLoop
 from minivmm.machine import Machine, Outcome
 from minivmm.machine_spec import MachineSpec, spec_to_json
-from minivmm.migration.migration import Migration
-from minivmm.snapshot.restored import load
-from minivmm.tracing.file import TraceFile
+
+if TYPE_CHECKING:
+    from minivmm.control.gdb_server import GdbServer
+    from minivmm.tracing.file import TraceFile
 
 Image = GuestImage | Callable[[], GuestImage]
 
@@ -146,6 +144,8 @@ class _Run:
     def _restore(self) -> None:
         """Have the machine be the one in a snapshot, if that was asked for."""
         if self._options.restore is not None:
+            from minivmm.snapshot.restored import load
+
             with self._loop.lock:
                 load(self._options.restore, self._machine)
 
@@ -167,11 +167,13 @@ class _Run:
             if self._options.qmp is not None:
                 await servers.qmp.start(self._options.qmp)
             if self._options.ui is not None:
+                from minivmm.cli.viewer import Viewer
+
                 viewers.enter_context(Viewer(self._machine.name, self._options.ui))
             if self._options.timeout is not None:
                 self._loop.call_later(self._options.timeout, self._on_timeout)
             with self._loop.lock:
-                self._start(servers.migration)
+                self._start(servers)
             gdb = await self._open_gdb(servers.context)
             if self._options.command:
                 threading.Thread(target=self._run_command, name="command", daemon=True).start()
@@ -184,13 +186,14 @@ class _Run:
                 await gdb.close()
             viewers.close()
 
-    def _start(self, migration: Migration) -> None:
+    def _start(self, servers: Servers) -> None:
         """Have the guest run, now or when it comes."""
         options = self._options
         if options.incoming is None:
             self._machine.start(frozen=options.freeze or options.gdb is not None)
             return
-        place = migration.expect(options.incoming, self._on_arrival, frozen=options.freeze)
+        arrival = self._on_arrival
+        place = servers.migration.expect(options.incoming, arrival, frozen=options.freeze)
         self._notice(f"waiting for a VM to come: minivmm migrate NAME {place}")
 
     def _on_arrival(self, error: MinivmmError | None) -> None:
@@ -202,6 +205,8 @@ class _Run:
     async def _open_gdb(self, context: Context) -> GdbServer | None:
         if self._options.gdb is None:
             return None
+        from minivmm.cli.boot_gdb import open_gdb
+
         address = self._options.gdb
         gdb, line = await open_gdb(self._machine, context, self._loop, self._system, address)
         if str(self._directory.gdb_socket) not in line:  # in a lab it is said outside
@@ -258,6 +263,8 @@ class _Run:
 
     def _run_command(self) -> None:
         """Run it like `minivmm exec` does, in a thread of its own; its end is ours."""
+        from minivmm.control import exec_client
+
         ignore_in_this_thread()
         end: int | MinivmmError
         patience = 0.0

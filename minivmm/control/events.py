@@ -6,6 +6,7 @@ and device: the first at once, then the latest of each second (QEMU monitor/moni
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NotRequired, TypedDict
@@ -125,36 +126,46 @@ def message(name: str, data: dict[str, object]) -> dict[str, object]:
 class Throttle:
     """Passes events to `send`, some of them late, in place of which newer ones may come.
 
-    `later(seconds, fn)` runs fn later, in the same thread.
+    `later(seconds, fn)` runs fn later, in the same thread. Only `replace` is for other threads.
     """
 
     def __init__(self, send: Send, later: Later) -> None:
         self._send = send
         self._later = later
+        self._gate = threading.Lock()  # guards what follows
         self._waiting: dict[tuple[str, object], dict[str, object] | None] = {}
         """Devices whose second is not over, and the event to send when it is."""
 
     def publish(self, name: str, data: dict[str, object]) -> None:
         """An event happened."""
-        event = message(name, data)
         pause = THROTTLED.get(name)
         if pause is None:
-            self._send(event)
-            return
+            self._send(message(name, data))
+        elif not self.replace(name, data):
+            self._send_and_hold((name, data.get("id")), message(name, data), pause)
+
+    def replace(self, name: str, data: dict[str, object]) -> bool:
+        """The same from any thread, if the event is to wait; False: it has to be published.
+
+        So a resize does not wake the sending thread for every group of blocks.
+        """
         key = (name, data.get("id"))
-        if key in self._waiting:
-            self._waiting[key] = event
-        else:
-            self._send_and_hold(key, event, pause)
+        with self._gate:
+            if key not in self._waiting:
+                return False
+            self._waiting[key] = message(name, data)
+            return True
 
     def _send_and_hold(
         self, key: tuple[str, object], event: dict[str, object], pause: float
     ) -> None:
-        self._waiting[key] = None
+        with self._gate:
+            self._waiting[key] = None
         self._send(event)
         self._later(pause, lambda: self._release(key, pause))
 
     def _release(self, key: tuple[str, object], pause: float) -> None:
-        event = self._waiting.pop(key)
+        with self._gate:
+            event = self._waiting.pop(key)
         if event is not None:
             self._send_and_hold(key, event, pause)

@@ -6,19 +6,20 @@ Everything here is called with the machine's lock held. Sizes are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from minivmm.boot.nodes import Topology
-from minivmm.devices.virtio_balloon.device import VirtioBalloon
-from minivmm.devices.virtio_mem.device import VirtioMem
-from minivmm.devices.virtio_mem.view import View
-from minivmm.machine import EventListener
-from minivmm.migration.migration import Migration
-from minivmm.pci.function import PciFunction
-from minivmm.snapshot.desk import Desk
-from minivmm.trace import Trace
+if TYPE_CHECKING:
+    from minivmm.boot.nodes import Topology
+    from minivmm.devices.virtio_balloon.device import VirtioBalloon
+    from minivmm.devices.virtio_mem.device import VirtioMem
+    from minivmm.devices.virtio_mem.view import View
+    from minivmm.machine import EventListener
+    from minivmm.migration.migration import Migration
+    from minivmm.pci.function import PciFunction
+    from minivmm.snapshot.desk import Desk
+    from minivmm.trace import Trace
 
 
 class Agent(Protocol):
@@ -107,9 +108,12 @@ class ControlledMachine(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What commands act on: the machine, the agent of its guest, and how it can move."""
+    """What commands act on: the machine, the agent of its guest, and how it can move.
+
+    What moves and saves it is made when it is first asked for.
+    """
 
     machine: ControlledMachine
     agent: Agent | None = None
-    migration: Migration | None = None
-    snapshots: Desk | None = None
+    migration: Callable[[], Migration] | None = None
+    snapshots: Callable[[], Desk] | None = None

@@ -150,7 +150,7 @@ def migrate_set_capabilities(context: Context, capabilities: list[object]) -> No
 def _migration(context: Context) -> Migration:
     if context.migration is None:
         raise Refused("this VM cannot be migrated")
-    return context.migration
+    return context.migration()
 
 
 def _ram(progress: Progress) -> RamInfo:

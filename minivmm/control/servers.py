@@ -7,6 +7,8 @@ said on each socket is its server's matter, and so is what ends the machine its 
 from __future__ import annotations
 
 import asyncio
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from minivmm.control.agent import GuestAgent
 from minivmm.control.console_hub import ConsoleHub
@@ -18,11 +20,13 @@ from minivmm.control.qmp import QmpServer
 from minivmm.control.trace_server import TraceServer
 from minivmm.loop import EventLoop
 from minivmm.machine import Machine
-from minivmm.migration.migration import Migration
 from minivmm.runtime import MachineDir
-from minivmm.snapshot.desk import Desk
 from minivmm.tracing.scene import scene_of
 from minivmm.tracing.touches import Touches
+
+if TYPE_CHECKING:
+    from minivmm.migration.migration import Migration
+    from minivmm.snapshot.desk import Desk
 
 
 class Servers:
@@ -31,10 +35,8 @@ class Servers:
     def __init__(self, machine: Machine, hub: ConsoleHub, loop: EventLoop) -> None:
         self.agent = GuestAgent(machine.board.console, machine.trace)
         self.agent.on_ready.append(lambda: machine.stats.mark("ready"))
-        self.migration = Migration(machine)
-        """Into this process before it starts, out of it afterwards."""
-        self.snapshots = Desk(machine)
-        self.context = Context(machine, self.agent, self.migration, self.snapshots)
+        self._machine = machine
+        self.context = Context(machine, self.agent, lambda: self.migration, lambda: self.snapshots)
         self.scene = scene_of(machine)
         """What traces tell of the machine."""
         self.qmp = QmpServer(self.context, loop.lock)
@@ -46,6 +48,20 @@ class Servers:
         Touches(machine.trace, machine.memory_devices, machine.later)
         board = machine.board
         hub.connect(board.terminal if machine.spec.keyboard == "hvc0" else board.serial)
+
+    @cached_property
+    def migration(self) -> Migration:
+        """Into this process before it starts, out of it afterwards; with the lock held."""
+        from minivmm.migration.migration import Migration
+
+        return Migration(self._machine)
+
+    @cached_property
+    def snapshots(self) -> Desk:
+        """Where snapshots are asked for; with the lock held."""
+        from minivmm.snapshot.desk import Desk
+
+        return Desk(self._machine)
 
     async def start(self, directory: MachineDir) -> None:
         """Listen on the sockets of `directory`: QMP's last, by which a VM is known to live.
@@ -59,7 +75,7 @@ class Servers:
 
     async def close(self) -> None:
         """Let what waits leave, and hang up; harmless if nothing was started."""
-        if not self.migration.progress.over:
+        if "migration" in vars(self) and not self.migration.progress.over:
             await asyncio.to_thread(self.migration.close)
         self._watch.close()
         await self._commands.close()

@@ -68,4 +68,4 @@ def cancel_snapshot(context: Context) -> Nothing:
 def _desk(context: Context) -> Desk:
     if context.snapshots is None:
         raise Refused("this machine cannot be saved")
-    return context.snapshots
+    return context.snapshots()

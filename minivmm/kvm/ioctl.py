@@ -83,6 +83,7 @@ class Ioctl(IntEnum):
     SET_MP_STATE = _IOW(0x99, abi.KvmMpState)
     SET_GUEST_DEBUG = _IOW(0x9B, debug_abi.KvmGuestDebug)
     GET_VCPU_EVENTS = _IOR(0x9F, abi.KvmVcpuEvents)
+    X86_SETUP_MCE = _IOW(0x9C, ctypes.c_uint64)
     SET_VCPU_EVENTS = _IOW(0xA0, abi.KvmVcpuEvents)
     GET_DEBUGREGS = _IOR(0xA1, abi.KvmDebugregs)
     SET_DEBUGREGS = _IOW(0xA2, abi.KvmDebugregs)

@@ -15,49 +15,29 @@ from contextlib import suppress
 from ctypes import byref
 from typing import Any
 
-from construct import (
-    Bytes,
-    GreedyBytes,
-    Int8ul,
-    Int16ul,
-    Int32ul,
-    Int64ul,
-    Prefixed,
-    PrefixedArray,
-    Struct,
-)
-
 from minivmm.errors import BadState, HostError
 from minivmm.kvm import abi, saved_abi
 from minivmm.kvm.ioctl import Ioctl, call
 from minivmm.kvm.pieces import MP_STATE, VcpuTraits, get_piece, get_pieces, pieces
 from minivmm.kvm.state import read_msrs, set_state
-from minivmm.saved import build, parse, require
+from minivmm.saved import Form, build, parse, require
 from minivmm.spec.platform import IOAPIC_BASE
 
-VCPU = Struct(
-    "tsc_khz" / Int32ul,
-    "pieces"
-    / PrefixedArray(
-        Int8ul,
-        Struct("name" / Prefixed(Int8ul, GreedyBytes), "value" / Prefixed(Int32ul, GreedyBytes)),
-    ),
-    "msrs" / PrefixedArray(Int16ul, Struct("index" / Int32ul, "value" / Int64ul)),
-)
+_VCPU = Form("minivmm.kvm.saved_forms", "VCPU")
+_VM = Form("minivmm.kvm.saved_forms", "VM")
 
 CHIPS = (abi.CHIP_PIC_MASTER, abi.CHIP_PIC_SLAVE, abi.CHIP_IOAPIC)
 """The interrupt controllers that KVM keeps for the VM, in the order in which they are saved."""
 
-_CHIP_SIZE = abi.KvmIrqchip.chip.size
-
-VM = Struct("clock" / Int64ul, "chips" / Bytes(_CHIP_SIZE)[len(CHIPS)])
+CHIP_SIZE = abi.KvmIrqchip.chip.size
+"""Bytes of the state of one."""
 
 
 def save_vcpu(fd: int, traits: VcpuTraits, msrs: Sequence[int]) -> bytes:
     """State of the vCPU that is `fd`, which has finished its last access. Raises HostError."""
     values = get_pieces(fd, traits)
     return build(
-        VCPU,
+        _VCPU,
         tsc_khz=tsc_khz(fd),
         pieces=[{"name": name.encode(), "value": bytes(value)} for name, value in values.items()],
         msrs=[{"index": index, "value": value} for index, value in read_msrs(fd, msrs).items()],
@@ -69,7 +49,7 @@ def load_vcpu(fd: int, traits: VcpuTraits, msrs: Sequence[int], name: str, data:
 
     Guest memory is there, its content need not be. Raises BadState.
     """
-    state = parse(name, VCPU, data)
+    state = parse(name, _VCPU, data)
     values = _values(traits, name, [(one.name, one.value) for one in state.pieces])
     written = _msrs(msrs, name, [(one.index, one.value) for one in state.msrs])
     try:
@@ -91,19 +71,19 @@ def tsc_khz(fd: int) -> int:
 def save_vm(fd: int) -> bytes:
     """Interrupt controllers and kvmclock of the VM that is `fd`. Raises HostError."""
     chips = [get_chip(fd, chip_id) for chip_id in CHIPS]
-    return build(VM, clock=get_clock(fd), chips=[bytes(chip.chip) for chip in chips])
+    return build(_VM, clock=get_clock(fd), chips=[bytes(chip.chip) for chip in chips])
 
 
 def load_vm(fd: int, data: bytes) -> None:
     """Take them over, after the vCPUs: an interrupt that waits goes to one. Raises BadState."""
-    state = parse("chips", VM, data)
+    state = parse("chips", _VM, data)
     ioapic = state.chips[CHIPS.index(abi.CHIP_IOAPIC)]
     base = int.from_bytes(ioapic[:8], "little")
     require(base == IOAPIC_BASE, "chips", "IOAPIC address", hex(base), f"{IOAPIC_BASE:#x} it is")
     clock = saved_abi.KvmClockData(state.clock)
     try:
         for chip_id, content in zip(CHIPS, state.chips, strict=True):
-            chip = abi.KvmIrqchip(chip_id, 0, (ctypes.c_uint8 * _CHIP_SIZE)(*content))
+            chip = abi.KvmIrqchip(chip_id, 0, (ctypes.c_uint8 * CHIP_SIZE)(*content))
             call(fd, Ioctl.SET_IRQCHIP, byref(chip), to="set an interrupt controller")
         call(fd, Ioctl.SET_CLOCK, byref(clock), to="set the guest's clock")
     except HostError as error:

@@ -33,7 +33,14 @@ from minivmm.kvm.exits import ExitArea
 from minivmm.kvm.ioctl import Ioctl, call, raw
 from minivmm.kvm.pieces import VcpuTraits
 from minivmm.kvm.saved import load_vcpu, save_vcpu, tsc_khz
-from minivmm.kvm.state import INITIAL_MSRS, PowerOnState, set_cpuid, set_lints, write_msrs
+from minivmm.kvm.state import (
+    INITIAL_MSRS,
+    PowerOnState,
+    set_cpuid,
+    set_lints,
+    set_machine_check_banks,
+    write_msrs,
+)
 from minivmm.spec.x86 import CpuidEntry, CpuState
 
 KICK_SIGNAL = signal.SIGUSR1
@@ -99,6 +106,7 @@ class Vcpu(ExitArea):
         once, before run(). Raises HostError.
         """
         set_cpuid(self._fd, cpuid)
+        set_machine_check_banks(self._fd)
         write_msrs(self._fd, INITIAL_MSRS.items())
         set_lints(self._fd)
         self._power_on = PowerOnState(self._fd, self._traits)

@@ -24,7 +24,7 @@ DEVICE_ID = "vmem0"
 """What the virtio-mem device of every guest is called."""
 
 REGION = 2 * GIB
-"""Bytes of its region."""
+"""Bytes of the device's region in guests of scenarios."""
 
 SHORTEST_LOOK, LONGEST_LOOK = 0.001, 0.05
 """Seconds between two looks at what is plugged; between, it is a fiftieth of the time so far."""
@@ -55,6 +55,8 @@ class Setup:
     """Words for the kernel's command line."""
     device: bool = True
     """Whether there is a virtio-mem device."""
+    region: int = REGION
+    """Bytes of its region."""
     balloon: bool = False
     """Whether there is a balloon beside it."""
     next_kernel: bool = False

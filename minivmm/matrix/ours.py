@@ -25,10 +25,10 @@ from minivmm.matrix.processes import exits_of, process_use
 from minivmm.options import parse_pairs
 
 
-def device(options: Sequence[str]) -> Device:
-    """The virtio-mem device with `options` ("packed=on"). Raises UsageError."""
+def device(options: Sequence[str], region: int = REGION) -> Device:
+    """The virtio-mem device of `region` bytes with `options` ("packed=on"). Raises UsageError."""
     _, values = parse_pairs(",".join(["", *options]))
-    plain = VirtioMem(REGION, id=DEVICE_ID, requested_size=0)
+    plain = VirtioMem(region, id=DEVICE_ID, requested_size=0)
     return Device("virtio-mem-pci", **{**plain.options, **values})  # type: ignore[arg-type]
 
 
@@ -40,7 +40,7 @@ class OurGuest(Guest):
     def __init__(
         self, files: Files, setup: Setup, options: Sequence[str], patience: float = PATIENCE
     ) -> None:
-        devices = [device(options)] if setup.device else []
+        devices = [device(options, setup.region)] if setup.device else []
         self._setup = setup
         self.vm: Vm = boot(
             files.kernel,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from minivmm.guest import kernels
 from minivmm.guest.kernels import Kernel
 from minivmm.matrix import ours, qemu
 from minivmm.matrix.guest import PLAIN, REGION, Guest, Setup
+from minivmm.matrix.host import about_host
 from minivmm.matrix.images import Images, command_line
 from minivmm.matrix.results import Column
 from minivmm.matrix.runner import Boot, Track
@@ -24,9 +23,6 @@ from minivmm.version import __version__
 
 PEERS = ("qemu",)
 """VMMs to compare with."""
-
-LAB_MARK = "MINIVMM_LAB"
-"""Variable that is set in the lab (minivmm.lab.lab)."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +90,7 @@ def about(plan: Plan) -> dict[str, Any]:
         "memory": PLAIN.memory,
         "region": REGION,
         "repeat": plan.repeat,
-        "host": {
-            "kernel": platform.release(),
-            "cpu": _cpu_model(),
-            "cpus": os.cpu_count(),
-            "lab": LAB_MARK in os.environ,
-        },
+        "host": about_host(),
     }
 
 
@@ -135,12 +126,3 @@ def _not_in_qemu(options: Sequence[str]) -> str | None:
     if not lacking:
         return None
     return f"QEMU {qemu.version()} has no {' and no '.join(lacking)} for virtio-mem-pci"
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "unknown"
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, "unknown")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +48,19 @@ def exits_of(pid: int) -> int | None:
 
     None where KVM's statistics cannot be read (debugfs).
     """
+    return counters_of(pid).get("kvm exits")
+
+
+def counters_of(pid: int) -> dict[str, int]:
+    """KVM's counters of all guests of process `pid`, summed (minivmm.stats.KVM_COUNTERS).
+
+    Empty where KVM's statistics cannot be read (debugfs).
+    """
+    totals: Counter[str] = Counter()
     # KVM names the folder of a VM after the thread that made it.
-    threads = [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
-    found = [kvm_counters(thread).get("kvm exits") for thread in threads]
-    known = [count for count in found if count is not None]
-    return sum(known) if known else None
+    for path in Path(f"/proc/{pid}/task").iterdir():
+        totals.update(kvm_counters(int(path.name)))
+    return dict(totals)
 
 
 def _mappings(smaps: bytes) -> tuple[int, tuple[tuple[int, int], ...]]:

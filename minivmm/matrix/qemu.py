@@ -20,7 +20,6 @@ from minivmm.matrix.guest import (
     COMMAND_TIME,
     DEVICE_ID,
     PATIENCE,
-    REGION,
     TAIL,
     BootCost,
     Guest,
@@ -31,9 +30,8 @@ from minivmm.matrix.guest import (
 from minivmm.matrix.images import Files
 from minivmm.matrix.processes import exits_of, process_use
 from minivmm.matrix.qemu_agent import PORTS, QemuAgent
+from minivmm.matrix.qemu_words import PROGRAM, linux_words, machine_words, memory_device_words
 from minivmm.units import GIB
-
-PROGRAM = "qemu-system-x86_64"
 
 START_TIME = 60.0
 """Seconds until QEMU must answer on its control socket."""
@@ -96,6 +94,11 @@ class QemuGuest(Guest):
             self.boot = BootCost(time.monotonic() - self._began, exits_of(self._process.pid))
             self._cleanup = starting.pop_all()
 
+    @property
+    def pid(self) -> int:
+        """QEMU's process."""
+        return self._process.pid
+
     def close(self) -> None:
         """Kill QEMU."""
         self._cleanup.close()
@@ -126,7 +129,7 @@ class QemuGuest(Guest):
         """As Guest.host_use; what is held is found only as far as it is more than is plugged."""
         found = process_use(self._process.pid)
         plugged = self.plugged if self._setup.device else 0
-        held = max(0, found.resident_of(REGION) - plugged)
+        held = max(0, found.resident_of(self._setup.region) - plugged)
         return HostUse(found.fds, found.threads, found.resident, held)
 
     def console(self) -> str:
@@ -177,12 +180,10 @@ class QemuGuest(Guest):
 
     def _machine_words(self, files: Files, command_line: str) -> list[str]:
         setup, folder = self._setup, self._folder
-        most = setup.memory + REGION + GIB  # room to align the region
+        hotplug = setup.region + GIB  # room to align the region
         return [
-            *(PROGRAM, "-nodefaults", "-no-user-config", "-display", "none"),
-            *("-machine", "q35", "-accel", "kvm", "-cpu", "host", "-smp", str(setup.cpus)),
-            *("-m", f"size={setup.memory}b,maxmem={most}b"),
-            *("-kernel", str(files.kernel), "-initrd", str(files.initrd), "-append", command_line),
+            *machine_words(files.kernel, memory=setup.memory, cpus=setup.cpus, hotplug=hotplug),
+            *linux_words(files, command_line),
             *("-serial", f"file:{folder}/console"),
             *("-qmp", f"unix:{folder}/qmp.sock,server=on,wait=off"),
             *("-device", "virtio-serial-pci,id=ports"),
@@ -191,9 +192,7 @@ class QemuGuest(Guest):
     def _device_words(self, options: Sequence[str]) -> list[str]:
         words: list[str] = []
         if self._setup.device:
-            words += ["-object", f"memory-backend-ram,id=mem0,size={REGION}b"]
-            device = [f"virtio-mem-pci,id={DEVICE_ID},memdev=mem0,requested-size=0", *options]
-            words += ["-device", ",".join(device)]
+            words += memory_device_words(self._setup.region, options)
         if self._setup.balloon:
             words += ["-device", "virtio-balloon-pci,id=balloon0"]
         return words

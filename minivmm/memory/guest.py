@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from minivmm.errors import GuestAddressError
@@ -44,11 +44,11 @@ class Slot:
     region: Region
     name: str
     occupancy: Occupancy | None = None
+    end: int = field(init=False)
+    """First guest physical address after the region."""
 
-    @property
-    def end(self) -> int:
-        """First guest physical address after the region."""
-        return self.gpa + self.region.size
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "end", self.gpa + self.region.size)
 
 
 class LayoutListener(Protocol):
@@ -81,6 +81,8 @@ class GuestMemory:
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._slots: list[Slot] = []
+        self._near: Slot | None = None
+        """The region that was looked for last, often the next one as well."""
         self._listeners: list[LayoutListener] = []
         self._pinners: list[LayoutListener] = []
 
@@ -133,6 +135,8 @@ class GuestMemory:
         Needs no lock. Raises OSError or HostError of the first one that refuses; the others hold
         on as well then.
         """
+        if not self._pinners:
+            return
         with ExitStack() as undo:
             for listener in reversed(self._pinners):
                 listener.on_unplug(slot, offset, length)
@@ -169,9 +173,17 @@ class GuestMemory:
         slot = self._find(gpa)
         if slot is None or length < 0 or gpa + length > slot.end:
             raise GuestAddressError(gpa, length, "not in guest RAM")
-        if slot.occupancy:
+        if slot.occupancy is not None:
             self._check_plugged(slot, gpa, length)
         return slot.region.view(gpa - slot.gpa, length)
+
+    def lender(self, gpa: int) -> Region | None:
+        """The region with views of RAM at `gpa` that may be kept while Region.lends.
+
+        None where memory can be unplugged.
+        """
+        slot = self._find(gpa)
+        return slot.region if slot is not None and slot.occupancy is None else None
 
     def peek(self, gpa: int, length: int) -> memoryview:
         """`length` bytes at `gpa` to be read at once: a view, or a copy if they cross regions.
@@ -184,14 +196,16 @@ class GuestMemory:
         if gpa + length > slot.end:
             pieces = self._pieces(gpa, length)
             return memoryview(b"".join(self.peek(at, size) for at, size in pieces))
-        self._check_plugged(slot, gpa, length)
+        if slot.occupancy is not None:
+            self._check_plugged(slot, gpa, length)
         return slot.region.peek(gpa - slot.gpa, length)
 
     def check(self, gpa: int, length: int) -> None:
         """Raises GuestAddressError unless all of [`gpa`, `gpa` + `length`) may be accessed now."""
         slot = self._find(gpa)
         if slot is not None and gpa + length <= slot.end:
-            self._check_plugged(slot, gpa, length)
+            if slot.occupancy is not None:
+                self._check_plugged(slot, gpa, length)
             return
         for at, size in self._pieces(gpa, length):
             self.check(at, size)
@@ -202,6 +216,10 @@ class GuestMemory:
 
     def write(self, gpa: int, data: bytes) -> None:
         """Store `data` at `gpa`; may cross regions. Raises GuestAddressError and writes nothing."""
+        slot = self._find(gpa)
+        if slot is not None and gpa + len(data) <= slot.end:
+            self.view(gpa, len(data))[:] = data
+            return
         views = [self.view(at, size) for at, size in self._pieces(gpa, len(data))]
         done = 0
         for view in views:
@@ -259,19 +277,24 @@ class GuestMemory:
             slot.region.close()
         self._slots.clear()
         self._starts.clear()
+        self._near = None
 
     def _check_plugged(self, slot: Slot, gpa: int, length: int) -> None:
-        """Raises GuestAddressError unless [gpa, gpa + length), inside of `slot`, is memory now."""
-        offset = gpa - slot.gpa
-        if slot.occupancy and not slot.occupancy.covers(offset, length):
-            slot.occupancy.refused(offset, length)
+        """Raises GuestAddressError unless these bytes of a sparse region are memory now."""
+        occupancy, offset = slot.occupancy, gpa - slot.gpa
+        if occupancy is not None and not occupancy.covers(offset, length):
+            occupancy.refused(offset, length)
             raise GuestAddressError(gpa, length, f"unplugged memory of {slot.name}")
 
     def _find(self, gpa: int) -> Slot | None:
+        near = self._near
+        if near is not None and near.gpa <= gpa < near.end:
+            return near
         at = bisect_right(self._starts, gpa) - 1
         if at < 0 or gpa >= self._slots[at].end:
             return None
-        return self._slots[at]
+        found = self._near = self._slots[at]
+        return found
 
     def _pieces(self, gpa: int, length: int) -> list[tuple[int, int]]:
         """[gpa, gpa + length) cut at region boundaries."""
@@ -289,8 +312,10 @@ class GuestMemory:
 
 def _show(listeners: list[LayoutListener], slot: Slot, offset: int, length: int) -> None:
     """Tell all of them of bytes that come, or none: raises what the first one that refuses does."""
-    with ExitStack() as undo:
-        for listener in listeners:
+    for count, listener in enumerate(listeners):
+        try:
             listener.on_plug(slot, offset, length)
-            undo.callback(listener.on_unplug, slot, offset, length)
-        undo.pop_all()
+        except BaseException:
+            for told in reversed(listeners[:count]):
+                told.on_unplug(slot, offset, length)
+            raise

@@ -1,11 +1,14 @@
-"""The memory system calls by cffi (ABI mode: no compiler needed); errno becomes an OSError."""
+"""The memory system calls by cffi (ABI mode: no compiler needed); errno becomes an OSError.
+
+What they look like in C is in libc_declared.py.
+"""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-import cffi
+from minivmm.memory.libc_calls import ffi
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 """Host base page size in bytes."""
@@ -31,25 +34,6 @@ PAGE_IS_PRESENT = 0x8
 PAGE_IS_SWAPPED = 0x10
 _PAGEMAP_SCAN = 0xC060_6610  # _IOWR('f', 16, struct pm_scan_arg), <linux/fs.h>
 
-ffi = cffi.FFI()
-ffi.cdef(
-    """
-    void *mmap(void *addr, size_t length, int prot, int flags, int fd, int64_t offset);
-    int munmap(void *addr, size_t length);
-    int mprotect(void *addr, size_t length, int prot);
-    int madvise(void *addr, size_t length, int advice);
-    void *memset(void *addr, int value, size_t length);
-    int fallocate(int fd, int mode, int64_t offset, int64_t length);
-    int memcmp(const void *one, const void *other, size_t length);
-    int ioctl(int fd, unsigned long request, void *argument);
-
-    struct page_region { uint64_t start, end, categories; };
-    struct pm_scan_arg {
-        uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
-        uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
-    };
-    """
-)
 _libc: Any = ffi.dlopen(None)
 
 

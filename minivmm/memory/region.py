@@ -53,6 +53,8 @@ class Region:
         """Where a file shows, by offset."""
         self._forbids = False
         """Was access to any of it ever restricted?"""
+        self.lends = True
+        """May views be kept? Not while their uses have to be told of, nor once it is closed."""
         flags = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS
         if backing.kind != "anon":
             self._file = MemoryFile(self.size, page_size=backing.page_size, path=backing.path)
@@ -94,10 +96,12 @@ class Region:
         """Call `told` with (offset, length) in bytes of what this process may change, from now on.
 
         That is every view that is given out, and every discard, which may come from any thread.
-        None ends it. While nobody follows, a view costs no instruction more.
+        None ends it. While nobody follows, a view costs no instruction more, and may be kept as
+        long as `lends` says so.
         """
         self.__dict__.pop("view", None)
         self._told = told
+        self.lends = told is None
         if told is not None:
 
             def view(offset: int, length: int) -> memoryview:
@@ -218,6 +222,7 @@ class Region:
     def close(self) -> None:
         """Unmap; every view of it is dead afterwards. Harmless when repeated."""
         if self.size:
+            self.lends = False
             self._view.release()
             libc.munmap(self.hva, self.size)
             if self._file is not None:

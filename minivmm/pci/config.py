@@ -87,7 +87,13 @@ class ConfigSpace:
         self._bytes[offset : offset + size] = value.to_bytes(size, "little")
 
     def read(self, offset: int, size: int) -> int:
-        """Guest read of `size` bytes at `offset`; zeroes behind the 256 bytes."""
+        """Guest read of `size` bytes at `offset`; all ones behind the 256 bytes.
+
+        That says that there is no more: zeroes would be an empty list of extended capabilities,
+        in which Linux looks for each one that it knows.
+        """
+        if offset >= pci.CONFIG_SIZE:
+            return (1 << 8 * size) - 1
         for watch in self._watches:
             if watch.before_read and watch.touches(offset, size):
                 watch.before_read()

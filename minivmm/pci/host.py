@@ -9,11 +9,12 @@ from minivmm.irq import InterruptController
 from minivmm.memory.layout import AddressMap, Window
 from minivmm.pci.function import Bar, PciFunction
 from minivmm.pci.intx import PinRouter
-from minivmm.pci.saved import HOST
-from minivmm.saved import build, parse, require
+from minivmm.saved import Form, build, parse, require
 from minivmm.spec import pci
 from minivmm.spec.platform import PCI_CONFIG_PORT
 from minivmm.units import align_up
+
+_FORM = Form("minivmm.pci.saved", "HOST")
 
 _HOST_BRIDGE = pci.Header(
     vendor_id=0x1B36,
@@ -86,11 +87,11 @@ class PciHost:
 
     def save_state(self) -> bytes:
         """What is the host's own; its functions save themselves."""
-        return build(HOST, address=self._ports.address)
+        return build(_FORM, address=self._ports.address)
 
     def load_state(self, data: bytes) -> None:
         """Take it over. Raises BadState."""
-        address = parse("pci", HOST, data).address
+        address = parse("pci", _FORM, data).address
         known = not address & ~pci.ConfigAddress.IMPLEMENTED
         require(known, "pci", "config address", f"{address:#x}", "it has reserved bits")
         self._ports.address = address

@@ -19,7 +19,9 @@ _TABLE_OFFSET = 0
 _PBA_OFFSET = pci.MsixEntry.SIZE * MAX_VECTORS
 _BAR_SIZE = 4096
 _CONTROL = pci.MsixCapability.OFFSETS["control"]
-_WRITABLE_CONTROL = pci.MsixControl.ENABLE | pci.MsixControl.FUNCTION_MASK
+# Plain integers: every interrupt looks at them, and operations on enum members cost a microsecond.
+_ENABLE = int(pci.MsixControl.ENABLE)
+_WRITABLE_CONTROL = _ENABLE | int(pci.MsixControl.FUNCTION_MASK)
 _ENTRY_CONTROL = pci.MsixEntry.OFFSETS["control"]
 
 
@@ -42,7 +44,8 @@ class Msix:
         self._table = bytearray()
         self._pending = 0
         self._routes: dict[int, MsiRoute] = {}
-        self._routed: dict[int, tuple[int, int]] = {}
+        self._routed: dict[int, bytes] = {}
+        """By vector: the table entry, without its control, that its route was made of."""
         capability = pci.MsixCapability(
             control=vectors - 1, table=_TABLE_OFFSET | bar_index, pba=_PBA_OFFSET | bar_index
         )
@@ -55,7 +58,7 @@ class Msix:
     @property
     def enabled(self) -> bool:
         """Does the function use MSI-X (instead of its pin)?"""
-        return bool(self._control & pci.MsixControl.ENABLE)
+        return self._control & _ENABLE != 0
 
     def deliver(self, vector: int) -> None:
         """Send the message of `vector` or, while something masks it, remember that it is due."""
@@ -66,11 +69,11 @@ class Msix:
 
     def flush(self) -> None:
         """Send whatever is pending and not masked any more, each message once."""
-        if not self._pending or not self._function.bus_master:
-            return
-        if self._control & _WRITABLE_CONTROL != pci.MsixControl.ENABLE:
-            return
         due = self._pending
+        if not due or not self._function.bus_master:
+            return
+        if self._control & _WRITABLE_CONTROL != _ENABLE:
+            return
         while due:
             vector = (due & -due).bit_length() - 1
             due &= due - 1
@@ -163,8 +166,9 @@ class Msix:
         route = self._routes.get(vector)
         if route is None:
             route = self._routes[vector] = self._interrupts.msi()
-        message = self._message(vector)
-        if self._routed.get(vector) != message:
-            route.route(*message)
-            self._routed[vector] = message
+        start = pci.MsixEntry.SIZE * vector
+        entry = bytes(self._table[start : start + _ENTRY_CONTROL])
+        if self._routed.get(vector) != entry:
+            route.route(*self._message(vector))
+            self._routed[vector] = entry
         route.signal()

@@ -1,1 +1,1 @@
-"""Wire truth: numbers and structures of the specifications, declared with construct."""
+"""Wire truth: numbers and structures of the specifications, each declared once."""

@@ -268,14 +268,14 @@ def bench_map(ram: int = 16 * MIB) -> AddressMap:
 class DeviceBench(Closing):
     """A device on a PCI bus with 16 MiB of RAM and everything else faked. Use as a context."""
 
-    def __init__(self, device: VirtioDevice) -> None:
+    def __init__(self, device: VirtioDevice, irq: FakeInterruptController | None = None) -> None:
         self.device = device
         self.memory = GuestMemory()
         address_map = bench_map()
         ram = address_map.ram[0]
         self.memory.add(ram.base, Region(ram.size), name="ram")
         self.allocator = GuestAllocator(self.memory, MIB, ram.end)
-        self.irq = FakeInterruptController()
+        self.irq = irq or FakeInterruptController()
         self.doorbells = FakeDoorbells()
         self.defer = FakeDefer()
         self.trace = Trace()

@@ -5,9 +5,20 @@ from __future__ import annotations
 import struct
 
 from minivmm.guest_image import GuestImage
+from minivmm.spec.elf import (
+    NOTE_NAME_XEN,
+    NOTE_PHYS32_ENTRY,
+    ElfHeader,
+    NoteHeader,
+    ProgramHeader,
+    SegmentType,
+)
 
 LONG_ENTRY = 0x200
 """Where a bzImage's code is entered in 64-bit mode; Documentation/arch/x86/boot.rst."""
+
+LOAD_ADDRESS = 1 << 20
+"""gpa of the code of an ELF image."""
 
 INVALID = b"\x0f\x0b"  # ud2, without an IDT to go to: a triple fault
 FOREVER = b"\xeb\xfe"  # jmp to itself
@@ -36,6 +47,24 @@ def bzimage(code: bytes) -> bytes:
     for offset, form, value in fields:
         struct.pack_into(form, head, offset, value)
     return bytes(head) + body
+
+
+def vmlinux(code: bytes) -> bytes:
+    """An ELF image of nothing but `code`, entered in 32-bit mode at LOAD_ADDRESS by PVH.
+
+    Other VMMs boot it too: a bzImage they enter in 16-bit mode.
+    """
+    name, address = NOTE_NAME_XEN, LOAD_ADDRESS.to_bytes(4, "little")
+    note = NoteHeader(len(name), len(address), NOTE_PHYS32_ENTRY).build() + name + address
+    at = ElfHeader.SIZE + 2 * ProgramHeader.SIZE
+    body, size = at + len(note), len(code)
+    head = ElfHeader(entry=LOAD_ADDRESS, phoff=ElfHeader.SIZE, phnum=2)
+    programs = (
+        ProgramHeader(SegmentType.NOTE, 4, at, 0, 0, len(note), len(note), 4),
+        ProgramHeader(SegmentType.LOAD, 7, body, LOAD_ADDRESS, LOAD_ADDRESS, size, size, 1),
+    )
+    parts = (head.build(), *(program.build() for program in programs), note, code)
+    return b"".join(parts).ljust(2 * 4096, b"\0")  # QEMU wants as much as a real kernel's header
 
 
 def tiny_image() -> GuestImage:

@@ -52,6 +52,12 @@ class Actions:
         self._execute("cont")
         return "running"
 
+    def toggle(self) -> str:
+        """Resume if the VM is paused, else pause; asked of the VM, as views may be older."""
+        with Client(self._entry.qmp_socket) as client:
+            paused = client.execute("query-status")["status"] == "paused"
+        return self.resume() if paused else self.pause()
+
     def why(self, identifier: str | None) -> list[dict[str, Any]]:
         """The diagnosis of memory device `identifier`, or of all, as x-minivmm-why gives it."""
         with Client(self._entry.qmp_socket) as client:

@@ -26,6 +26,9 @@ LOOK = 0.1
 STEPS = 16
 """How many presses of + fill a region."""
 
+STALE = 1.0
+"""Seconds for which a size that a key asked for counts more than what the views show."""
+
 LOG = 6
 """Least lines of the event log."""
 
@@ -74,6 +77,8 @@ class Top(App[str]):
         self._do = actions
         self._glyphs = glyphs or GLYPHS
         self._view: dict[str, Any] = {}
+        self._wishes: dict[str, tuple[int, float]] = {}
+        """By device: the size that a key asked for last, and when."""
         self._panels: list[Static] = []
         self._seen = self._lines = self._selected = 0
 
@@ -168,9 +173,14 @@ class Top(App[str]):
         if device is not None:
             block, most = device["block-size"], device["max-size"]
             step = max(block, most // STEPS // block * block)
-            size = min(most, max(0, device["requested-size"] + direction * step))
-            device["requested-size"] = size  # for the next press, should it come before the view
+            size = min(most, max(0, self._wish(device) + direction * step))
+            self._wishes[device["id"]] = size, time.monotonic()
             self._act(lambda: self._do.resize(device["id"], str(size)))
+
+    def _wish(self, device: dict[str, Any]) -> int:
+        """What was requested last: by a key, if views that were on their way may not show it."""
+        size, at = self._wishes.get(device["id"], (0, -STALE))
+        return size if time.monotonic() < at + STALE else int(device["requested-size"])
 
     def action_prompt(self) -> None:
         """Ask for a size."""
@@ -193,6 +203,7 @@ class Top(App[str]):
         device, size = self._device, event.value.strip()
         self.action_leave_prompt()
         if device is not None and size:
+            self._wishes.pop(device["id"], None)
             self._act(lambda: self._do.resize(device["id"], size))
 
     def action_kick(self) -> None:
@@ -203,8 +214,7 @@ class Top(App[str]):
 
     def action_pause(self) -> None:
         """Stop the vCPUs, or let them run."""
-        paused = self._view.get("status") == "paused"
-        self._act(self._do.resume if paused else self._do.pause)
+        self._act(self._do.toggle)
 
     def action_every_step(self) -> None:
         """Show all steps of requests, or what is kept anyway."""

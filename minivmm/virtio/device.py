@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from minivmm.memory.guest import GuestMemory
-from minivmm.saved import build, parse
+from minivmm.saved import Form, build, parse
 from minivmm.virtio.errands import Errands, Inline
 from minivmm.virtio.options import VirtioOptions
 from minivmm.virtio.queue.queue import VirtQueue
-from minivmm.virtio.saved_forms import PLAIN
 from minivmm.virtio.tap import Tap
+
+_FORM = Form("minivmm.virtio.saved_forms", "PLAIN")
 
 
 @dataclass(frozen=True)
@@ -148,11 +149,11 @@ class VirtioDevice(ABC):
 
         Overriders save `features`, too, in a form of their own.
         """
-        return build(PLAIN, features=self.features)
+        return build(_FORM, features=self.features)
 
     def load_state(self, data: bytes) -> None:
         """Take it over; `adopt` follows. Raises BadState, or HostError for what this host lacks."""
-        self.features = parse(self.identifier, PLAIN, data).features
+        self.features = parse(self.identifier, _FORM, data).features
 
     def adopt(self, queues: tuple[VirtQueue | None, ...]) -> None:  # noqa: B027
         """The transport was loaded, and these queues live: take back their chains in flight."""

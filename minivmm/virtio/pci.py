@@ -17,7 +17,7 @@ from minivmm.memory.guest import GuestMemory
 from minivmm.pci.function import Bar, PciFunction
 from minivmm.pci.msix import MAX_VECTORS, Msix
 from minivmm.registers import Register, RegisterFile
-from minivmm.saved import build, parse
+from minivmm.saved import Form, build, parse
 from minivmm.spec import pci, virtio_pci
 from minivmm.spec.virtio_pci import CapabilityType, CommonConfig, Isr
 from minivmm.trace import Trace
@@ -26,9 +26,10 @@ from minivmm.virtio.notification import STRIDE, NotificationArea
 from minivmm.virtio.pci_common import CommonConfiguration
 from minivmm.virtio.pci_window import ConfigWindow
 from minivmm.virtio.saved import judge_interrupts, judge_transport, transport_values
-from minivmm.virtio.saved_forms import FUNCTION
 from minivmm.virtio.service import Defer
 from minivmm.virtio.transport import Transport
+
+_FORM = Form("minivmm.virtio.saved_forms", "FUNCTION")
 
 _VIRTIO_BAR, _MSIX_BAR = 0, 2
 _COMMON, _ISR, _DEVICE, _NOTIFY = 0x0000, 0x1000, 0x2000, 0x3000
@@ -135,7 +136,7 @@ class VirtioPciFunction(PciFunction):
     def save_state(self) -> bytes:
         """Configuration space, registers, interrupts, rings; the device model saves itself."""
         return build(
-            FUNCTION,
+            _FORM,
             pci=self.save_pci(),
             msix=self.msix.save() if self.msix else None,
             isr=self._isr,
@@ -148,7 +149,7 @@ class VirtioPciFunction(PciFunction):
 
         Doorbells are bound, but held (Transport.hold), and no message leaves.
         """
-        saved = parse(self.name, FUNCTION, data)
+        saved = parse(self.name, _FORM, data)
         queues, vectors = len(self.transport.queue_registers), _vectors(self.device)
         self.judge_pci(saved.pci)
         judge_interrupts(saved, self.name, queues=queues, vectors=vectors)

@@ -87,8 +87,7 @@ class Transport:
 
     def live_queues(self) -> tuple[dict[str, object], ...]:
         """Format, indices and addresses of every live queue, in order of "index"."""
-        queues = (queue for queue in self._service.queues if queue is not None)
-        return tuple({"index": queue.index, **queue.inspect()} for queue in queues)
+        return tuple({"index": q.index, **q.inspect()} for q in self._service.queues if q)
 
     # -- status and features: what the driver writes -----------------------------------------------
 
@@ -279,8 +278,7 @@ class Transport:
 
     def _settle_features(self) -> bool:
         """FEATURES_OK: are the driver's features a set that can be served? (GEN-D-3)"""
-        chosen = self.driver_features
-        refused = ""
+        chosen, refused = self.driver_features, ""
         if chosen & ~self.device_features:
             refused = f"{chosen & ~self.device_features:#x} was not offered"
         elif not chosen & Feature.VERSION_1.mask:
@@ -322,28 +320,30 @@ class Transport:
         self.device.follow(tap)
 
     def _handle(self, index: int, queue: VirtQueue) -> None:
-        with self._guarded("handle_queue"):
+        try:  # _guarded, without what a context costs
             self.device.handle_queue(index, queue)
+        except Exception as error:
+            self._break("handle_queue", error)
 
     @contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
         """Run device code: the driver's violations and our own bugs both break only the device."""
         try:
             yield
-        except DeviceBroken as error:
-            self._break(str(error))
-        except Exception:
-            self._break(f"{what} failed", traceback=traceback.format_exc())
+        except Exception as error:
+            self._break(what, error)
 
-    def _break(self, why: str, **fields: object) -> None:
+    def _break(self, what: str, error: Exception) -> None:
         """DEVICE_NEEDS_RESET: stop consuming, tell the driver; only a reset cures (GEN-D-2)."""
         if DeviceStatus.NEEDS_RESET in self.status:
             return
         was_live = self.live
         self.status |= DeviceStatus.NEEDS_RESET
-        self.trouble = why
         self._service.close_all()
-        self.trace("broken", why=why, **fields)
+        told = isinstance(error, DeviceBroken)
+        self.trouble = str(error) if told else f"{what} failed"
+        details = {} if told else {"traceback": "".join(traceback.format_exception(error))}
+        self.trace("broken", why=self.trouble, **details)
         if was_live:
             self._notifier.notify_config()
         with self._guarded("on_broken"):

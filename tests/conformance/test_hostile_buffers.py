@@ -265,6 +265,8 @@ class Meddler:
         self._view, self._peek, self._left, self._change = memory.view, memory.peek, at, change
         vars(memory).update(view=self.view, peek=self.peek)
         self._memory = memory
+        for slot in memory.slots:
+            slot.region.lends = False  # or views of rings that are kept would not be seen here
 
     def view(self, gpa: int, length: int) -> memoryview:
         self._count()

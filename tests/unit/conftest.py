@@ -10,6 +10,7 @@ from typing import cast
 
 import pytest
 
+import minivmm.control.qmp_session  # noqa: F401 - the commands
 from minivmm import runtime
 from minivmm.control.face import Context
 from minivmm.control.qmp import QmpServer

@@ -7,10 +7,11 @@ from random import Random
 from typing import Self
 
 from minivmm.devices.virtio_mem.ledger import asked_for
+from minivmm.devices.virtio_mem.messages import Request
 from minivmm.devices.virtio_mem.mischief.turn import Action, Turn
 from minivmm.errors import UsageError
 from minivmm.options import unknown
-from minivmm.spec.virtio_mem import MemRequest, RequestType
+from minivmm.spec.virtio_mem import RequestType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,7 @@ class RequestRule(Rule):
         self.actions += actions
         return self
 
-    def applies(self, request: MemRequest) -> bool:
+    def applies(self, request: Request) -> bool:
         """Is the rule about `request`?"""
         if self._kind is not None and request.type != self._kind:
             return False

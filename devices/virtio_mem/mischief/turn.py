@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from minivmm.devices.virtio_mem.device import VirtioMem
-from minivmm.spec.virtio_mem import MemRequest
+from minivmm.devices.virtio_mem.messages import Request
 
 
 @dataclass
@@ -14,7 +14,7 @@ class Turn:
     """Without changes: the request is done and answered as it should be."""
 
     device: VirtioMem
-    request: MemRequest
+    request: Request
     answer: int | None = None
     """Answer with this type, and do nothing of what was asked; None: do it."""
     state: int = 0

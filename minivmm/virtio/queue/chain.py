@@ -106,17 +106,17 @@ class BufferChain:
         """
         if not length:
             return
-        if not writable and self._writable_parts:
-            raise DeviceBroken(f"chain {self.head}: readable buffer after a writable one")
         if self.readable + self.writable + length > MAX_CHAIN_BYTES:
             raise DeviceBroken(f"chain {self.head}: longer than 4 GiB")
         try:
             self.owner.memory.check(gpa, length)
         except GuestAddressError as error:
-            raise DeviceBroken(f"chain {self.head}: {error}") from error
+            raise self._gone(error) from error
         if writable:
             self._writable_parts.append((gpa, length))
             self.writable += length
+        elif self.writable:
+            raise DeviceBroken(f"chain {self.head}: readable buffer after a writable one")
         else:
             self._readable_parts.append((gpa, length))
             self.readable += length
@@ -126,14 +126,19 @@ class BufferChain:
 
         Raises DeviceBroken if the memory was unplugged meanwhile.
         """
-        left = self.readable if limit is None else min(limit, self.readable)
+        left = self.readable if limit is None or limit > self.readable else limit
         pieces: list[bytes] = []
-        for gpa, length in self._readable_parts:
-            if left <= 0:
-                break
-            pieces.append(self._load(gpa, min(length, left)))
-            left -= length
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        load = self.owner.memory.read
+        try:
+            for gpa, length in self._readable_parts:
+                if left <= length:
+                    last = load(gpa, left)
+                    return b"".join((*pieces, last)) if pieces else last
+                pieces.append(load(gpa, length))
+                left -= length
+        except GuestAddressError as error:
+            raise self._gone(error) from error
+        return b""
 
     @property
     def writable_parts(self) -> tuple[tuple[int, int], ...]:
@@ -151,25 +156,20 @@ class BufferChain:
         if self.owner.closed:
             return
         done = 0
-        for gpa, length in self._writable_parts:
-            if done >= len(data):
-                break
-            if at >= length:
-                at -= length
-                continue
-            piece = data[done : done + length - at]
-            self._store(gpa + at, piece)
-            done += len(piece)
-            at = 0
-
-    def _load(self, gpa: int, length: int) -> bytes:
+        store = self.owner.memory.write
         try:
-            return self.owner.memory.read(gpa, length)
+            for gpa, length in self._writable_parts:
+                if done >= len(data):
+                    break
+                if at >= length:
+                    at -= length
+                    continue
+                piece = data[done : done + length - at]
+                store(gpa + at, piece)
+                done += len(piece)
+                at = 0
         except GuestAddressError as error:
-            raise DeviceBroken(f"chain {self.head}: {error}") from error
+            raise self._gone(error) from error
 
-    def _store(self, gpa: int, data: bytes) -> None:
-        try:
-            self.owner.memory.write(gpa, data)
-        except GuestAddressError as error:
-            raise DeviceBroken(f"chain {self.head}: {error}") from error
+    def _gone(self, error: GuestAddressError) -> DeviceBroken:
+        return DeviceBroken(f"chain {self.head}: {error}")

@@ -21,7 +21,8 @@ from minivmm.virtio.queue.ring import MAX_CHAIN_LENGTH, RingQueue, RingState
 DESCRIPTOR = struct.Struct("<QIHH")
 USED = struct.Struct("<IH")
 _USED_OFFSET = virtio.PackedDescriptor.OFFSETS["len"]
-_FLAGS_OFFSET = virtio.PackedDescriptor.OFFSETS["flags"]
+_WORDS = DESCRIPTOR.size // 2
+_FLAGS_WORD = virtio.PackedDescriptor.OFFSETS["flags"] // 2
 
 # Plain integers: operations on enum members cost a microsecond each.
 _NEXT = int(DescriptorFlags.NEXT)
@@ -38,8 +39,7 @@ class PackedQueue(RingQueue):
     """A live packed queue; a chain takes a slot of the ring for each direct descriptor."""
 
     def _set_up(self, resumed: RingState | None) -> None:
-        index, layout = self.index, self.layout
-        self._ring_size = virtio.packed_ring_size(self.size)
+        layout, look = self.layout, resumed is None
         self._next_avail = 0
         self._avail_lap = _AVAIL
         self._next_used = 0
@@ -48,21 +48,21 @@ class PackedQueue(RingQueue):
         self._shown = 0
         if not 1 <= self.size <= virtio.MAX_QUEUE_SIZE:
             raise DeviceBroken(
-                f"queue {index}: size {self.size} is not 1 to {virtio.MAX_QUEUE_SIZE}"
+                f"queue {self.index}: size {self.size} is not 1 to {virtio.MAX_QUEUE_SIZE}"
             )
-        event_size = virtio.EventSuppression.SIZE
-        for name, gpa, length, alignment in (
-            ("ring", layout.descriptors, self._ring_size, virtio.PACKED_RING_ALIGNMENT),
-            ("driver area", layout.driver, event_size, virtio.EVENT_ALIGNMENT),
-            ("device area", layout.device, event_size, virtio.EVENT_ALIGNMENT),
-        ):
-            self._check_part(name, gpa, length, alignment, look=resumed is None)
+        size = virtio.packed_ring_size(self.size)
+        self._ring = self._part(
+            "ring", layout.descriptors, size, virtio.PACKED_RING_ALIGNMENT, look=look
+        )
+        size, alignment = virtio.EventSuppression.SIZE, virtio.EVENT_ALIGNMENT
+        self._driver_event = self._part("driver area", layout.driver, size, alignment, look=look)
+        self._device_event = self._part("device area", layout.device, size, alignment, look=look)
         if resumed is not None:
             self._go_on_at(resumed)
             return
         if self._event_idx:
             self._ask_for_doorbell()
-        self._device_event()[1] = _DESCRIPTOR if self._event_idx else _ENABLE
+        self._device_event.words()[1] = _DESCRIPTOR if self._event_idx else _ENABLE
 
     def inspect(self) -> dict[str, object]:
         """Where the ring is and how far both sides got."""
@@ -97,16 +97,15 @@ class PackedQueue(RingQueue):
 
     def _is_available(self) -> bool:
         """The flags are loaded before anything else of that descriptor (PKD-D-3)."""
-        at = self.layout.descriptors + DESCRIPTOR.size * self._next_avail + _FLAGS_OFFSET
-        flags: int = self._view(at, 2).cast("H")[0]
+        flags: int = self._ring.words()[_WORDS * self._next_avail + _FLAGS_WORD]
         return flags & _BOTH == self._avail_lap
 
     def _ask_for_doorbell(self) -> None:
         wrap = virtio.WRAP_COUNTER if self._avail_lap == _AVAIL else 0
-        self._device_event()[0] = self._next_avail | wrap
+        self._device_event.words()[0] = self._next_avail | wrap
 
     def _take(self) -> BufferChain:
-        ring = self._view(self.layout.descriptors, self._ring_size)
+        ring = self._ring.bytes()
         at, lap, free = self._next_avail, self._avail_lap, self.size - self._in_flight
         chain = BufferChain(self, at)
         slots = 0
@@ -122,7 +121,7 @@ class PackedQueue(RingQueue):
             if at == self.size:
                 at, lap = 0, lap ^ _BOTH
             if not flags & _INDIRECT:
-                chain.add(gpa, length, writable=bool(flags & _WRITE))
+                chain.add(gpa, length, writable=flags & _WRITE != 0)
             elif slots > 1 or flags & _NEXT or not self._indirect:
                 raise self._broken(chain, "indirect is not allowed")
             else:
@@ -136,7 +135,7 @@ class PackedQueue(RingQueue):
         """All entries in their order; of their flags, WRITE alone has a meaning (PKD-D-7)."""
         table, chain.descriptors = self._indirect_table(chain, gpa, length)
         for gpa, length, _, flags in DESCRIPTOR.iter_unpack(table):
-            chain.add(gpa, length, writable=bool(flags & _WRITE))
+            chain.add(gpa, length, writable=flags & _WRITE != 0)
 
     def _hand_back(self, chain: BufferChain) -> None:
         self._done.append(chain)
@@ -145,14 +144,13 @@ class PackedQueue(RingQueue):
         """Write a used descriptor for each chain, in order of completion, its flags last."""
         if not self._done:
             return False
-        ring = self._view(self.layout.descriptors, self._ring_size)
-        words = ring.cast("H")
+        ring, words = self._ring.bytes(), self._ring.words()
         self._shown = 0
         for chain in self._done:
             start = DESCRIPTOR.size * self._next_used
             USED.pack_into(ring, start + _USED_OFFSET, chain.written, chain.head)
             flags = self._used_lap | (_WRITE if chain.written else 0)
-            words[(start + _FLAGS_OFFSET) // 2] = flags
+            words[_WORDS * self._next_used + _FLAGS_WORD] = flags
             self._skip(chain.slots)
         self._done.clear()
         return True
@@ -168,7 +166,7 @@ class PackedQueue(RingQueue):
 
     def _interrupt_wanted(self) -> bool:
         """Position and flags of the driver's event structure are loaded as one (C.5)."""
-        event = self._view(self.layout.driver, virtio.EventSuppression.SIZE).cast("I")[0]
+        event = self._driver_event.bytes().cast("I")[0]
         flags = event >> 16 & virtio.EVENT_FLAGS_MASK
         if flags == _DISABLE:
             return False
@@ -178,6 +176,3 @@ class PackedQueue(RingQueue):
         if bool(event & virtio.WRAP_COUNTER) != bool(self._used_lap):
             position -= self.size
         return self._passed(position, self._next_used, self._next_used - self._shown)
-
-    def _device_event(self) -> memoryview:
-        return self._view(self.layout.device, virtio.EventSuppression.SIZE).cast("H")

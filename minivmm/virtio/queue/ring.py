@@ -1,10 +1,7 @@
 """RingQueue: what both virtqueue formats share; how rings look is in split.py and packed.py.
 
-Rings lie in guest RAM, and part of that RAM can be unplugged by the guest itself at any time
-(virtio-mem). So nothing keeps a view of a ring: each operation asks GuestMemory for the part it
-needs, which fails cleanly (DeviceBroken) if it is RAM no more.
-
-Indices and flags are loaded and stored through memoryview.cast, one machine access each.
+How the parts of a ring are reached in guest memory is in part.py. Indices and flags are loaded and
+stored by 16-bit words, one machine access each.
 """
 
 from __future__ import annotations
@@ -19,6 +16,7 @@ from minivmm.fence import full_fence
 from minivmm.memory.guest import GuestMemory
 from minivmm.spec.virtio import Descriptor, Feature
 from minivmm.virtio.queue.chain import BufferChain, ChainState
+from minivmm.virtio.queue.part import Part
 from minivmm.virtio.queue.queue import Chain, QueueLayout
 
 MAX_CHAIN_LENGTH = 1024
@@ -71,6 +69,7 @@ class RingQueue(ABC):
         """With IN_ORDER: chains that were popped and not yet handed back, oldest first."""
         if features & Feature.IN_ORDER.mask:
             self._order = deque()
+        self._burst = min(self.size, BURST_CHAINS)
         self._taken: dict[BufferChain, None] = {}
         self._in_flight = 0  # in slots; unlike _taken, with chains that are not handed back yet
         self._decided_once = False
@@ -83,15 +82,19 @@ class RingQueue(ABC):
         """Chains that were popped and are not completed, oldest first."""
         return tuple(self._taken)
 
-    def pop(self) -> Chain | None:
+    def pop(self) -> BufferChain | None:
         """The next available chain, or None. Popped chains must be completed."""
-        return self._pop()
+        if self.closed or not self._waits():
+            return None
+        chain = self._take()
+        self._hold(chain)
+        return chain
 
-    def chains(self) -> Iterator[Chain]:
+    def chains(self) -> Iterator[BufferChain]:
         """Available chains, one by one, at most a lap or a burst; `interrupted` tells of more."""
         work = 0
-        for _ in range(min(self.size, BURST_CHAINS)):
-            chain = self._pop()
+        for _ in range(self._burst):
+            chain = self.pop()
             if chain is None:
                 return
             work += chain.descriptors
@@ -184,13 +187,6 @@ class RingQueue(ABC):
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _pop(self) -> BufferChain | None:
-        if self.closed or not self._waits():
-            return None
-        chain = self._take()
-        self._hold(chain)
-        return chain
-
     def _hold(self, chain: BufferChain) -> None:
         """The device has `chain`, or has handed it back out of its order."""
         self._in_flight += chain.slots
@@ -237,21 +233,17 @@ class RingQueue(ABC):
         except GuestAddressError as error:
             raise self._broken(chain, str(error)) from error
 
-    def _check_part(self, name: str, gpa: int, length: int, alignment: int, *, look: bool) -> None:
-        """Is that part of the layout aligned, and (with `look`) guest RAM?
+    def _part(self, name: str, gpa: int, length: int, alignment: int, *, look: bool) -> Part:
+        """That part of the layout, which has to be aligned, and (with `look`) guest RAM.
 
         It has to lie in one region, where its indices can be loaded and stored in one access.
         """
         if gpa % alignment:
             raise DeviceBroken(f"queue {self.index}: {name} at {gpa:#x} is not aligned")
+        part = Part(self.index, self.memory, gpa, length)
         if look:
-            self._view(gpa, length)
+            part.bytes()
+        return part
 
     def _broken(self, chain: BufferChain, why: str) -> DeviceBroken:
         return DeviceBroken(f"queue {self.index}: chain {chain.head}: {why}")
-
-    def _view(self, gpa: int, length: int) -> memoryview:
-        try:
-            return self.memory.view(gpa, length)
-        except GuestAddressError as error:
-            raise DeviceBroken(f"queue {self.index}: {error}") from error

@@ -73,3 +73,23 @@ def test_ports_of_the_console_are_throttled_by_name() -> None:
     assert len(sent) == 2
     clock.tick()
     assert sent[-1]["data"] == {"id": "a", "open": False}
+
+
+def test_what_waits_is_replaced_without_waking_anybody() -> None:
+    sent: list[dict[str, object]] = []
+    clock = Clock()
+    throttle = Throttle(sent.append, clock.later)
+
+    assert not throttle.replace(SIZE, {"id": "vmem0", "size": 1}), "nothing waits yet"
+    throttle.publish(SIZE, {"id": "vmem0", "size": 1})
+    assert throttle.replace(SIZE, {"id": "vmem0", "size": 2})
+    assert throttle.replace(SIZE, {"id": "vmem0", "size": 3})
+    assert not throttle.replace(SIZE, {"id": "vmem1", "size": 1})
+    assert not throttle.replace("STOP", {}), "those never wait"
+
+    clock.tick()
+
+    assert [event["data"] for event in sent] == [
+        {"id": "vmem0", "size": 1},
+        {"id": "vmem0", "size": 3},
+    ]

@@ -68,7 +68,7 @@ def test_too_long_a_path_is_a_host_error(tmp_path: Path) -> None:
 def test_a_client_that_does_not_read_is_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minivmm.control.qmp.BACKLOG_MAX", 1 << 16)
+    monkeypatch.setattr("minivmm.control.qmp_session.BACKLOG_MAX", 1 << 16)
     path = tmp_path / "q.sock"
     machine = FakeMachine("vm1")
 

@@ -36,7 +36,7 @@ def desk() -> FakeDesk:
 @pytest.fixture
 def context(desk: FakeDesk) -> Context:
     made: Any = desk
-    return Context(FakeMachine(), snapshots=made)
+    return Context(FakeMachine(), snapshots=lambda: made)
 
 
 def test_a_snapshot_is_begun_followed_and_cancelled(context: Context, desk: FakeDesk) -> None:

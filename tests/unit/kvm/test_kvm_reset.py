@@ -15,6 +15,8 @@ from minivmm.kvm.vcpu import Vcpu
 
 pytestmark = pytest.mark.kvm
 
+MCG_CAP = 0x179
+
 CLOBBER = bytes.fromhex(
     "66b91b000000 0f32 660d000c0000 0f30"  # x2APIC mode
     "66b90f080000 66b8ff010000 6631d2 0f30"  # spurious vector register: enable
@@ -180,3 +182,11 @@ def test_lint_pins_are_wired_as_on_a_pc(boot: Callable) -> None:
 
     assert registers[abi.LAPIC_LVT_LINT0] >> 8 & 7 == 7
     assert registers[abi.LAPIC_LVT_LINT1] >> 8 & 7 == 4
+
+
+def test_one_bank_of_machine_checks_is_all_that_a_guest_must_look_at(boot: Callable) -> None:
+    guest = boot(CLOBBER)
+
+    (capabilities,) = state.read_msrs(guest.cpu._fd, [MCG_CAP]).values()
+
+    assert capabilities & 0xFF == 1

@@ -12,7 +12,8 @@ import pytest
 from minivmm.errors import BadState
 from minivmm.kvm import abi
 from minivmm.kvm.pieces import get_pieces
-from minivmm.kvm.saved import VCPU, VM, get_chip
+from minivmm.kvm.saved import get_chip
+from minivmm.kvm.saved_forms import VCPU, VM
 from minivmm.kvm.state import MSR_TSC, read_msrs
 from minivmm.kvm.vcpu import Vcpu
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.spec.platform import FIRST_MSI_GSI
 from minivmm.spec.virtio_mem import MemRequest, MemResponse, RequestType
 from minivmm.spec.virtio_pci import CapabilityType
 from minivmm.testing.driver import MESSAGE_ADDRESS, VirtioPciDriver
 from minivmm.testing.fake_irq import FakeDefer, FakeDoorbells
 from minivmm.testing.ring import GuestAllocator
-from minivmm.units import MIB
+from minivmm.units import GIB, MIB
 
 
 class Guest:
@@ -43,8 +44,35 @@ class Guest:
 
 
 @pytest.fixture
-def guest(rig: Any) -> Guest:
-    return Guest(rig)
+def guest(make_rig: Any) -> Guest:
+    """Its doorbell is KVM's."""
+    return Guest(
+        make_rig(devices=(VirtioMemSpec(size=GIB, requested_size=256 * MIB, ioeventfd=True),))
+    )
+
+
+def test_the_answer_is_there_when_the_cpu_goes_on_unless_kvm_takes_the_doorbell(rig: Any) -> None:
+    """Drivers of virtio-mem wait for each answer: this way they need not sleep."""
+    guest = Guest(rig)
+    assert rig.vm.ioeventfds.keys().isdisjoint({(guest.doorbell, 2)})
+    threads: list[threading.Thread] = []
+    original = guest.device.handle_queue
+
+    def watched(index: int, queue: Any) -> None:
+        threads.append(threading.current_thread())
+        original(index, queue)
+
+    guest.device.handle_queue = watched
+    rig.locked(lambda: guest.device.set_requested_size(2 * MIB))
+    guest.add_plug(0)
+    guest.ring()
+
+    rig.start()
+
+    assert rig.vcpus[0].wait_idle()
+    assert [used.written for used in guest.driver.queues[0].collect()] == [MemResponse.SIZE]
+    assert rig.machine.stats.exits == {"mmio write": 1}
+    assert [thread.name for thread in threads] == ["vcpu0"]
 
 
 def test_a_doorbell_is_served_on_the_loop_without_an_exit(guest: Guest, wait: Any) -> None:

@@ -51,6 +51,22 @@ def test_plugged_memory_is_shown_to_kvm(any_rig: Any) -> None:
     assert shown == {device.window.base for device in any_rig.machine.memory_devices.values()}
 
 
+def test_a_memslot_goes_some_time_after_the_last_block(
+    rig: Any, wait: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minivmm.memslots.LINGER", 0.05)
+    memory, slot = rig.machine.board.memory, rig.machine.memory_devices["vmem0"].slot
+    before = rig.machine.memslots
+    rig.start()
+
+    with rig.loop.lock:
+        memory.plug(slot, 0, 2 * MIB)
+        memory.unplug(slot, 0, 2 * MIB)
+        assert rig.machine.memslots == before + 1
+
+    wait(lambda: rig.machine.memslots == before)
+
+
 def test_slots_can_have_huge_pages(any_rig: Any) -> None:
     for slot in any_rig.vm.slots.values():
         assert slot.gpa % (2 * MIB) == slot.hva % (2 * MIB)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +11,8 @@ import pytest
 from minivmm.errors import HostError
 from minivmm.memory.guest import GuestMemory, Slot
 from minivmm.memory.region import Region
-from minivmm.memslots import LARGEST_MEMSLOT, Memslots, range_size
+from minivmm.memslot_pieces import range_size
+from minivmm.memslots import LARGEST_MEMSLOT, LINGER, Memslots
 from minivmm.testing.fake_kvm import FakeVm
 from minivmm.testing.sparse import FakeOccupancy
 from minivmm.units import GIB, MIB, TIB
@@ -23,9 +24,14 @@ BLOCK = 2 * MIB
 class Sparse:
     """A region of 5.5 GiB at BASE, its occupancy, and the memslots of a fake KVM."""
 
-    def __init__(self, limit: int = 100, size: int = 5 * GIB + 512 * MIB) -> None:
+    def __init__(
+        self,
+        limit: int = 100,
+        size: int = 5 * GIB + 512 * MIB,
+        guarded: Collection[str] = (),
+    ) -> None:
         self.vm = FakeVm()
-        self.slots = Memslots(self.vm, limit, sparse=size, block=BLOCK)
+        self.slots = Memslots(self.vm, limit, sparse=size, block=BLOCK, guarded=guarded)
         self.memory = GuestMemory()
         self.occupancy = FakeOccupancy()
         self.memory.subscribe(self.slots)
@@ -41,11 +47,12 @@ class Sparse:
         self.occupancy.plugged = list(without(self.occupancy.plugged, offset, length))
 
     def seen(self) -> list[tuple[int, int]]:
-        """(offset, length) of every memslot, by address."""
-        for known in self.vm.slots.values():
+        """(offset, length) of every memslot of the region, by address."""
+        ours = [known for known in self.vm.slots.values() if known.gpa >= BASE]
+        for known in ours:
             assert known.hva - self.region.hva == known.gpa - BASE
             assert not known.readonly
-        return sorted((known.gpa - BASE, known.size) for known in self.vm.slots.values())
+        return sorted((known.gpa - BASE, known.size) for known in ours)
 
 
 def merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -138,6 +145,106 @@ def test_the_memslot_goes_with_the_last_block_and_not_before(sparse: Sparse) -> 
     assert sparse.seen() == [(GIB, GIB)]
     sparse.unplug(GIB, BLOCK)
     assert sparse.seen() == []
+
+
+class Clock:
+    """Errands.later for tests: time passes when they say so."""
+
+    def __init__(self) -> None:
+        self.due: list[tuple[float, Callable[[], None]]] = []
+
+    def later(self, seconds: float, look: Callable[[], None]) -> None:
+        self.due.append((seconds, look))
+
+    def pass_by(self) -> None:
+        """As long as the only errand is for."""
+        ((seconds, look),) = self.due
+        assert seconds == LINGER
+        self.due.clear()
+        look()
+
+
+@pytest.fixture
+def clock(sparse: Sparse) -> Clock:
+    made = Clock()
+    sparse.slots.later = made.later
+    return made
+
+
+def test_memslots_linger_until_nothing_has_changed_for_a_while(
+    sparse: Sparse, clock: Clock
+) -> None:
+    sparse.plug(0, 2 * GIB)
+    sparse.unplug(0, GIB)
+    sparse.unplug(GIB, GIB)
+    assert sparse.seen() == [(0, GIB), (GIB, GIB)]
+
+    clock.pass_by()
+    assert sparse.seen() == [(0, GIB), (GIB, GIB)], "there was an unplug since"
+
+    clock.pass_by()
+    assert sparse.seen() == []
+    assert clock.due == [], "nothing wakes the host any more"
+
+
+def test_a_lingering_memslot_is_used_again(sparse: Sparse, clock: Clock) -> None:
+    sparse.plug(0, BLOCK)
+    (number,) = sparse.vm.slots
+    sparse.unplug(0, BLOCK)
+    sparse.plug(BLOCK, BLOCK)
+
+    clock.pass_by()
+    clock.pass_by()
+
+    assert set(sparse.vm.slots) == {number}
+    assert clock.due == []
+
+
+def test_nothing_waits_while_every_memslot_is_in_use(sparse: Sparse, clock: Clock) -> None:
+    sparse.plug(0, 4 * BLOCK)
+    sparse.unplug(0, BLOCK)
+
+    assert clock.due == []
+
+
+def test_lingering_memslots_make_room_when_kvm_has_no_more() -> None:
+    sparse = Sparse(limit=4, size=4 * GIB)
+    sparse.slots.later = Clock().later
+    assert sparse.slots.range_size == 2 * GIB
+    sparse.plug(0, BLOCK)
+    hide = [sparse.slots.show(0x1000 * at, 0x1000, 0x7000_0000) for at in range(3)]
+    sparse.unplug(0, BLOCK)
+
+    sparse.plug(2 * GIB, BLOCK)
+
+    assert sparse.slots.count == 4
+    assert sparse.seen() == [(2 * GIB, 2 * GIB)]
+    for undo in hide:
+        undo()
+    sparse.memory.close()
+
+
+def test_narrowing_does_not_spare_what_lingers(sparse: Sparse, clock: Clock) -> None:
+    sparse.plug(0, BLOCK)
+    sparse.plug(GIB, BLOCK)
+    sparse.unplug(0, BLOCK)
+
+    assert sparse.slots.narrow({"vmem0"}) is True
+
+    assert sparse.seen() == [(GIB, BLOCK)]
+
+
+def test_memslots_of_guarded_regions_do_not_linger() -> None:
+    sparse = Sparse(guarded={"vmem0"})
+    clock = Clock()
+    sparse.slots.later = clock.later
+    sparse.plug(0, BLOCK)
+
+    sparse.unplug(0, BLOCK)
+
+    assert sparse.seen() == []
+    assert clock.due == []
+    sparse.memory.close()
 
 
 def test_a_readable_range_keeps_its_memslot_until_it_is_not(sparse: Sparse) -> None:

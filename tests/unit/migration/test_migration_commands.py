@@ -25,7 +25,7 @@ class Asked:
 
     def __init__(self, party: Any) -> None:
         self._party = party
-        self.context = Context(party.machine, None, party.migration)
+        self.context = Context(party.machine, None, lambda: party.migration)
 
     def __call__(self, name: str, **arguments: object) -> Any:
         given = {key.replace("_", "-"): value for key, value in arguments.items()}

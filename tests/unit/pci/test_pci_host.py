@@ -71,6 +71,12 @@ def test_only_function_0_of_a_slot_answers(board: Platform) -> None:
     assert board.mmio.read(ECAM_BASE + (1 << 15) + (1 << 12), 4) == 0xFFFFFFFF
 
 
+def test_nothing_is_behind_the_256_bytes_of_a_function(board: Platform) -> None:
+    assert board.read(0x100, 4) == board.read(0x100, 4, slot=0) == 0xFFFFFFFF
+    board.write(0x100, 4, 0)
+    assert board.read(0xFC, 4) == 0
+
+
 @pytest.mark.parametrize(("offset", "size"), [(1, 2), (2, 4), (3, 2), (0, 8)])
 def test_ecam_refuses_unaligned_and_wide_accesses(board: Platform, offset: int, size: int) -> None:
     assert board.read(offset, size) == (1 << 8 * size) - 1

@@ -19,7 +19,8 @@ from minivmm.devices.virtio_mem.answers import (
     refusal,
 )
 from minivmm.devices.virtio_mem.blocks import Blocks
-from minivmm.spec.virtio_mem import MemRequest, RequestType, ResponseType
+from minivmm.devices.virtio_mem.messages import Request
+from minivmm.spec.virtio_mem import RequestType, ResponseType
 from minivmm.units import GIB, MIB
 
 PLUG, UNPLUG, STATE = RequestType.PLUG, RequestType.UNPLUG, RequestType.STATE
@@ -39,7 +40,7 @@ def situation(*, requested: int = USABLE, plugged: tuple[tuple[int, int], ...] =
 
 
 def judge(kind: int, addr: int, nb_blocks: int, now: Situation | None = None) -> Refusal | None:
-    return refusal(MemRequest(type=kind, addr=addr, nb_blocks=nb_blocks), now or situation())
+    return refusal(Request(type=kind, addr=addr, nb_blocks=nb_blocks), now or situation())
 
 
 def test_plug_up_to_the_target_is_allowed() -> None:

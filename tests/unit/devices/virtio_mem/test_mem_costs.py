@@ -6,17 +6,15 @@ look at, bytes of memory allocated, and what is asked of the host.
 
 from __future__ import annotations
 
-import gc
-import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, SupportsIndex
 
 from minivmm.memslots import Memslots
 from minivmm.spec.virtio_mem import MemRequest, MemResponse, RequestType
+from minivmm.testing import instructions
 from minivmm.testing.fake_kvm import FakeVm
 from minivmm.testing.fake_queue import FakeChain, FakeQueue
 from minivmm.testing.mem_bench import MemBench
@@ -30,10 +28,7 @@ SIZES = (GIB, 16 * TIB)
 
 
 @dataclass
-class Cost:
-    instructions: int = 0
-    calls: int = 0
-    """Of C functions."""
+class Cost(instructions.Cost):
     looked_at: int = 0
     """Bytes of the block model, one a block."""
 
@@ -69,26 +64,10 @@ def counted(bench: MemBench) -> Iterator[Cost]:
     blocks = bench.device.blocks
     blocks._states = WatchedStates(blocks._states)
 
-    def trace(frame: FrameType, event: str, _argument: object) -> Any:
-        if "/testing/" in frame.f_code.co_filename:
-            return None  # fakes may cost what they like
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        cost.instructions += event == "opcode"
-        return trace
-
-    def profile(frame: FrameType, event: str, _argument: object) -> None:
-        cost.calls += event == "c_call" and "/testing/" not in frame.f_code.co_filename
-
-    old_trace, old_profile = sys.gettrace(), sys.getprofile()
-    gc.disable()  # a collection in between would count, as others have callbacks for it
-    sys.settrace(trace)
-    sys.setprofile(profile)
     try:
-        yield cost
+        with instructions.counted(cost):
+            yield cost
     finally:
-        sys.setprofile(old_profile)
-        sys.settrace(old_trace)
-        gc.enable()
         WatchedStates.cost = Cost()
 
 

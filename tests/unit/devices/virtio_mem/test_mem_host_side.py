@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minivmm.devices.virtio_mem.device import VirtioMem
-from minivmm.devices.virtio_mem.service import _AT_ONCE
+from minivmm.devices.virtio_mem.pace import LEAST
 from minivmm.errors import GuestAddressError, HostError
 from minivmm.memory.guest import GuestMemory, Slot
 from minivmm.memory.region import Access
@@ -20,7 +20,7 @@ from minivmm.units import MIB
 Make = Callable[..., VirtioMem]
 BLOCK = 2 * MIB
 ACK, BUSY = ResponseType.ACK, ResponseType.BUSY
-MANY = _AT_ONCE // BLOCK + 1
+MANY = LEAST // BLOCK + 1
 """Blocks whose host work is done aside."""
 
 

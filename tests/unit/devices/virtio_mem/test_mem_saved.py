@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from minivmm.devices.virtio_mem.activity import Activity
-from minivmm.devices.virtio_mem.saved import MEM, NEVER, RUN
+from minivmm.devices.virtio_mem.saved import NEVER
+from minivmm.devices.virtio_mem.saved_forms import MEM, RUN
 from minivmm.errors import BadState, HostError
 from minivmm.memory.region import Access
 from minivmm.spec.virtio_mem import Feature, RequestType, ResponseType

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from minivmm.devices.virtio_rng.device import VirtioRng
-from minivmm.devices.virtio_rng.saved import NO_LIMIT, RNG
+from minivmm.devices.virtio_rng.device import NO_LIMIT, VirtioRng
+from minivmm.devices.virtio_rng.saved import RNG
 from minivmm.devices.virtio_rng.spec import VirtioRngSpec
 from minivmm.errors import BadState
 from minivmm.testing.fake_queue import FakeChain, FakeQueue, FakeSignals
