@@ -93,8 +93,10 @@ CASES = (
     Case("PLUG: answered twice, once", plug(twice=True, times=1),
          "the second used element passes for the answer to the next request, as soon as that is"
          " made: the driver may take its buffers back before the device reads them", races=True),
-    Case("PLUG: interrupt dropped, once", plug(**{"drop-interrupt": True, "times": 1}),
-         "the worker sleeps until an interrupt of the queue comes"),
+    Case("PLUG: late by 0.5 s and its interrupt dropped, once",
+         plug(**{"delay": 0.5, "drop-interrupt": True, "times": 1}),
+         "the worker sleeps until an interrupt of the queue comes; an answer that is there when it"
+         " first looks needs none"),
     Case("PLUG: interrupt three times, once", plug(**{"repeat-interrupt": 3, "times": 1}),
          "the worker is woken and finds nothing new"),
     Case("PLUG: used index ahead by 1, once", plug(**{"break-index": 1, "times": 1}),
