@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minivmm.control.client import Client
 from minivmm.guest.kernels import find
@@ -25,6 +25,8 @@ from minivmm.matrix.qemu import QemuGuest
 from minivmm.runtime import machine_dir
 from minivmm.stats import KVM_DEBUGFS
 from minivmm.units import GIB
+
+T = TypeVar("T")
 
 KERNEL = "6.12"
 SETUP = Setup(region=4 * GIB)
@@ -121,3 +123,14 @@ def qemu(images: Files, *, setup: Setup = SETUP) -> Iterator[Running]:
     """A guest of QEMU's q35. Raises HostError, GuestFailure, WaitTimeout if it does not start."""
     with QemuGuest(images, setup, (), command_line(setup)) as guest:
         yield Running(guest.pid, guest.qmp)
+
+
+def in_turns(runs: int, look: Callable[[Running], T]) -> tuple[list[T], list[T]]:
+    """What `look` finds in `runs` guests of minivmm, and in as many of QEMU; one at a time."""
+    found: tuple[list[T], list[T]] = [], []
+    with files() as images:
+        for _ in range(runs):
+            for results, boot in zip(found, (ours, qemu), strict=True):
+                with boot(images) as running:
+                    results.append(look(running))
+    return found

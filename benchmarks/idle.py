@@ -27,21 +27,15 @@ VMM_EXITS = ("kvm io_exits", "kvm mmio_exits", "kvm signal_exits")
 
 def measure(runs: int = RUNS) -> list[Figure]:
     """Boot each of them `runs` times, in turns, and look on."""
-    found: dict[str, list[Counter[str]]] = {"ours": [], "qemu": []}
-    with guests.files() as images:
-        for _ in range(runs):
-            for name, boot in (("ours", guests.ours), ("qemu", guests.qemu)):
-                with boot(images) as running:
-                    time.sleep(SETTLE)
-                    found[name].append(watch(running))
+    ours, peer = guests.in_turns(runs, watch)
     goals = {"exits that the VMM serves": 0.0, "wake-ups of its other threads": 0.0}
     names = ("exits", *goals, "wake-ups of its vCPU")
     return [
         Figure(
             f"idle for {WINDOW:g} s: {name}",
             "",
-            [one[name] for one in found["ours"]],
-            [one[name] for one in found["qemu"]],
+            [one[name] for one in ours],
+            [one[name] for one in peer],
             peer_name="q35",
             at_most=goals.get(name),
         )
@@ -50,7 +44,8 @@ def measure(runs: int = RUNS) -> list[Figure]:
 
 
 def watch(running: Running) -> Counter[str]:
-    """What happens in WINDOW seconds, by the names of `measure`."""
+    """What happens in WINDOW seconds once its start is over, by the names of `measure`."""
+    time.sleep(SETTLE)
     cpus = running.cpu_threads
     before = _now(running.pid, cpus)
     time.sleep(WINDOW)

@@ -10,6 +10,7 @@ import time
 
 from benchmarks import guests
 from benchmarks.figures import Figure, present
+from benchmarks.guests import Running
 from minivmm.matrix.processes import process_use
 from minivmm.units import GIB, MIB
 
@@ -22,26 +23,26 @@ SETTLE = 2.0
 
 def measure(runs: int = RUNS) -> list[Figure]:
     """Boot and grow each of them `runs` times, in turns."""
-    found: dict[str, list[tuple[float, float]]] = {"ours": [], "qemu": []}
-    with guests.files() as images:
-        for _ in range(runs):
-            for name, boot in (("ours", guests.ours), ("qemu", guests.qemu)):
-                with boot(images) as running:
-                    before = resident(running.pid)
-                    running.resize(GIB)
-                    found[name].append((before, resident(running.pid)))
+    ours, peer = guests.in_turns(runs, look)
     moments = ("the guest is ready", "1 GiB is plugged")
     return [
         Figure(
             f"resident memory of the VMM when {moment}",
             "MiB",
-            [values[number] for values in found["ours"]],
-            [values[number] for values in found["qemu"]],
+            [values[number] for values in ours],
+            [values[number] for values in peer],
             peer_name="q35",
             ratio_at_most=MOST_OF_QEMU,
         )
         for number, moment in enumerate(moments)
     ]
+
+
+def look(running: Running) -> tuple[float, float]:
+    """MiB before and after a resize."""
+    before = resident(running.pid)
+    running.resize(GIB)
+    return before, resident(running.pid)
 
 
 def resident(pid: int) -> float:

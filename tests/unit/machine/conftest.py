@@ -13,6 +13,9 @@ from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.guest_image import GuestImage
 from minivmm.machine import Machine, Outcome
 from minivmm.machine_spec import MachineSpec
+from minivmm.testing.buffers import GuestAllocator
+from minivmm.testing.driver import VirtioPciDriver
+from minivmm.testing.fake_irq import FakeDefer, FakeDoorbells
 from minivmm.testing.fake_kvm import FakeSystem, FakeVcpu, FakeVm
 from minivmm.testing.loop_thread import LoopThread
 from minivmm.testing.tiny_kernel import tiny_image
@@ -84,6 +87,17 @@ class Rig:
     def start(self) -> Rig:
         self.locked(self.machine.start)
         return self
+
+    def start_driver(self) -> VirtioPciDriver:
+        """The driver of vmem0 on the machine's own buses, up; it rings no doorbell by itself."""
+        board = self.machine.board
+        slot = next(f.slot for f in board.functions if f.device.identifier == "vmem0")
+        allocator = GuestAllocator(board.memory, 40 * MIB, 44 * MIB)
+        driver = VirtioPciDriver(
+            board.mmio, board.memory, allocator, slot, doorbells=FakeDoorbells(), defer=FakeDefer()
+        )
+        self.locked(driver.start)
+        return driver
 
     def locked(self, *calls: Callable[[], object]) -> None:
         """`calls` in a row, as one QMP session could make them."""

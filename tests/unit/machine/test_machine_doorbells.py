@@ -12,9 +12,7 @@ from minivmm.devices.virtio_mem.spec import VirtioMemSpec
 from minivmm.spec.platform import FIRST_MSI_GSI
 from minivmm.spec.virtio_mem import MemRequest, MemResponse, RequestType
 from minivmm.spec.virtio_pci import CapabilityType
-from minivmm.testing.driver import MESSAGE_ADDRESS, VirtioPciDriver
-from minivmm.testing.fake_irq import FakeDefer, FakeDoorbells
-from minivmm.testing.ring import GuestAllocator
+from minivmm.testing.driver import MESSAGE_ADDRESS
 from minivmm.units import GIB, MIB
 
 
@@ -24,14 +22,8 @@ class Guest:
     def __init__(self, rig: Any) -> None:
         self.rig = rig
         self.device = rig.machine.memory_devices["vmem0"]
-        board = rig.machine.board
-        slot = next(f.slot for f in board.functions if f.device is self.device)
-        allocator = GuestAllocator(board.memory, 40 * MIB, 44 * MIB)
-        self.driver = VirtioPciDriver(
-            board.mmio, board.memory, allocator, slot, doorbells=FakeDoorbells(), defer=FakeDefer()
-        )
+        self.driver = rig.start_driver()
         with rig.loop.lock:
-            self.driver.start()
             self.doorbell = self.driver.address(CapabilityType.NOTIFY)
 
     def add_plug(self, block: int) -> None:

@@ -13,9 +13,6 @@ import pytest
 from minivmm.devices.virtio_mem.ledger import MOVES
 from minivmm.spec.virtio_mem import MemRequest, MemResponse, RequestType
 from minivmm.spec.virtio_pci import CapabilityType
-from minivmm.testing.buffers import GuestAllocator
-from minivmm.testing.driver import VirtioPciDriver
-from minivmm.testing.fake_irq import FakeDefer, FakeDoorbells
 from minivmm.units import KIB, MIB
 
 LARGE = 64 * MIB
@@ -28,14 +25,8 @@ class Guest:
     def __init__(self, rig: Any, wait: Any) -> None:
         self.rig, self.wait = rig, wait
         self.device = rig.machine.memory_devices["vmem0"]
-        self.board = board = rig.machine.board
-        slot = next(f.slot for f in board.functions if f.device is self.device)
-        allocator = GuestAllocator(board.memory, 40 * MIB, 44 * MIB)
-        self.driver = VirtioPciDriver(
-            board.mmio, board.memory, allocator, slot, doorbells=FakeDoorbells(), defer=FakeDefer()
-        )
+        self.driver = rig.start_driver()
         with rig.loop.lock:
-            self.driver.start()
             self.doorbell = self.driver.address(CapabilityType.NOTIFY)
 
     def resize(self, size: int) -> None:
@@ -49,7 +40,7 @@ class Guest:
         ring = self.driver.queues[0]
         ring.add((request,), (MemResponse.SIZE,), direct=0)
         with self.rig.loop.lock:
-            self.board.mmio.write(self.doorbell, 2, 0)
+            self.rig.machine.board.mmio.write(self.doorbell, 2, 0)
         self.wait(lambda: self.device.plugged_size == size)
         self.wait(ring.collect)
 
